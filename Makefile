@@ -1,0 +1,79 @@
+# Every target does its own set-up: it needs Python >= 3.10, make and a package index, nothing else.
+PYTHON ?= python3
+ENGINES := core prefect airflow bench
+UV := .venv/boot/bin/uv
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint test-core test-prefect test-airflow bench lock clean
+
+# The engines report usage to their makers unless told not to; a test run is nobody's usage.
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export AIRFLOW__USAGE_DATA_COLLECTION__ENABLED := False
+# uv works with the Python it is given and fetches no other.
+export UV_PYTHON_DOWNLOADS := never
+# Inside an activated environment uv and pip would otherwise write into that one.
+unexport VIRTUAL_ENV
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+demo: .venv/prefect/.stamp  ## a real Prefect flow, metered: trains a few models and shows what each cost
+	.venv/prefect/bin/python examples/prefect/compare_models.py
+
+test: lint test-core test-prefect test-airflow  ## lint, types and the tests of all three environments
+
+lint: .venv/core/.stamp .venv/prefect/.stamp  ## ruff and mypy
+	.venv/core/bin/ruff check .
+	.venv/core/bin/ruff format --check .
+	.venv/core/bin/mypy --exclude '^tao_flows/prefect/'
+	.venv/prefect/bin/mypy tao_flows/prefect prefect_blocks
+
+test-core: .venv/core/.stamp  ## tests that need no engine
+	.venv/core/bin/python -m pytest
+
+test-prefect: .venv/prefect/.stamp  ## tests against a real Prefect server
+	.venv/prefect/bin/python -m pytest tests/prefect_engine tests/typing
+
+test-airflow: .venv/airflow/.stamp  ## tests against a real Airflow
+	.venv/airflow/bin/python -m pytest tests/airflow_engine
+
+bench: .venv/bench/.stamp  ## every benchmark, beside its peers
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; .venv/bench/bin/python "$$script"; done
+
+lock: $(UV)  ## pin every environment anew in constraints/
+	$(call compile,core,nvml pyrapl reports)
+	$(call compile,prefect,prefect nvml)
+	$(call compile,airflow,airflow)
+	$(call compile,bench,nvml pyrapl)
+
+clean:  ## remove the environments and everything built
+	rm -rf .venv dist build demo-output test-output .bench .hypothesis .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One file serves every supported Python: the markers in it say which pin is for which.
+compile = $(UV) pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.10 --no-header \
+	--no-annotate --group $(1) $(foreach extra,$(2),--extra $(extra)) --output-file constraints/$(1).txt
+
+# uv is only a faster pip: where it cannot be had, or cannot reach the index that pip is set up for, pip does the work.
+.venv/boot/.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo 'tao-flows needs Python >= 3.10: name one with make PYTHON=/path/to/python3' >&2; exit 1; }
+	@mkdir -p .venv/boot
+	@{ $(PYTHON) -m venv .venv/boot && .venv/boot/bin/python -m pip install --quiet uv; } \
+		|| $(PYTHON) -m pip install --quiet --target .venv/boot uv \
+		|| echo 'no uv here: installing with pip, which is slower' >&2
+	@touch $@
+
+$(UV): .venv/boot/.stamp
+
+$(ENGINES:%=.venv/%/.stamp): .venv/%/.stamp: constraints/%.txt pyproject.toml | .venv/boot/.stamp
+	@echo 'setting up .venv/$*'
+	@rm -rf .venv/$*
+	@python="$$($(PYTHON) -c 'import sys; print(sys.executable)')"; \
+	if [ -x $(UV) ] && $(UV) venv --quiet --python "$$python" .venv/$* \
+		&& $(UV) pip install --quiet --python .venv/$*/bin/python -r $< -e .; then :; \
+	else "$$python" -m venv --clear .venv/$* && .venv/$*/bin/python -m pip install --quiet -r $< -e .; fi
+	@touch $@

@@ -1,0 +1,391 @@
+"""Settings: what there is to set, and which of five places it was set in.
+
+Precedence, highest first: arguments, environment, the engine's own configuration, a TOML file, defaults. Each
+setting is taken whole from the highest place that has it, and `Resolved.origins` says which that was.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from tao_flows.errors import ConfigError, InputError
+from tao_flows.records import Who
+from tao_flows.tomlfile import did_you_mean, nearest_word, read_toml
+from tao_flows.units import parse_duration_s, parse_energy_j
+
+Mode = Literal["off", "observe", "advise", "enforce"]
+"""off: nothing is done; observe: meter and record decisions; advise: also say them; enforce: also act on them."""
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+ReportArtifacts = Literal["always", "failures", "never"]
+
+ENV_PREFIX: Final = "TAO_FLOWS_"
+CONFIG_FILE_ENV: Final = "TAO_FLOWS_CONFIG"
+ENVIRONMENT: Final = "environment"
+LOCAL_CONFIG_FILE: Final = "tao-flows.toml"
+DAY_S: Final = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class EnergyBudget:
+    """Joules that tasks may use together in a window.
+
+    Args:
+        name: what tasks call it by.
+        limit_j: B of the penalty, in joules; above 0.
+        window_s: the window the limit holds for, in seconds.
+        ceiling_j: never exceeded where decisions are enforced, in joules; None for no ceiling.
+
+    Raises:
+        InputError: a limit or window of 0 or less, or a ceiling below the limit.
+    """
+
+    name: str
+    limit_j: float
+    window_s: float = DAY_S
+    ceiling_j: float | None = None
+
+    def __post_init__(self) -> None:
+        what = f"budget {self.name!r}"
+        if not self.limit_j > 0:
+            raise InputError("BAD_BUDGET", f"{what}: limit is {self.limit_j:g} J", "give a limit above 0 J")
+        if not self.window_s > 0:
+            raise InputError("BAD_BUDGET", f"{what}: window is {self.window_s:g} s", "give a window above 0 s")
+        if self.ceiling_j is not None and not self.ceiling_j >= self.limit_j:
+            summary = f"{what}: ceiling {self.ceiling_j:g} J is below limit {self.limit_j:g} J"
+            raise InputError("BAD_BUDGET", summary, "give a ceiling of the limit or more, or none")
+
+    @classmethod
+    def parse(cls, name: str, limit: object, window: object = DAY_S, ceiling: object = None) -> EnergyBudget:
+        """A budget from numbers or texts: ``parse("team-a", "1.2 kWh", "1d")``.
+
+        Raises:
+            InputError: one of them is no energy or no duration, or out of range.
+        """
+        what = f"budget {name!r}"
+        return cls(
+            name=name,
+            limit_j=parse_energy_j(limit, what=f"{what}: limit"),
+            window_s=parse_duration_s(window, what=f"{what}: window"),
+            ceiling_j=None if ceiling is None else parse_energy_j(ceiling, what=f"{what}: ceiling"),
+        )
+
+
+def _text(value: object, _base: Path) -> str:
+    if not isinstance(value, str):
+        raise InputError("BAD_SETTING", f"{value!r} is not a text", "give a text")
+    return value
+
+
+def _texts(value: object, _base: Path) -> tuple[str, ...]:
+    items: object = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
+        raise InputError("BAD_SETTING", f"{value!r} is not a list of texts", 'give a list, or a text such as "a,b"')
+    return tuple(item.strip() for item in items if item.strip())
+
+
+def _path(value: object, base: Path) -> Path:
+    text = _text(os.fspath(value) if isinstance(value, os.PathLike) else value, base)
+    if not text:
+        raise InputError("BAD_SETTING", "the path is empty", "give the path of a file")
+    return base / Path(text).expanduser()
+
+
+def _ledger(value: object, base: Path) -> str:
+    if isinstance(value, str) and value.startswith("sqlite:"):
+        value = value.partition(":///")[2]
+    elif isinstance(value, str) and "://" in value:
+        return value
+    return f"sqlite:///{_path(value, base)}"
+
+
+def _choice(choices: object) -> Callable[[object, Path], str]:
+    known = get_args(choices)
+
+    def parse(value: object, _base: Path) -> str:
+        for choice in known:
+            if isinstance(value, str) and value.strip().lower() == choice.lower():
+                return str(choice)
+        raise InputError("BAD_SETTING", f"{value!r} is not one of {', '.join(known)}", did_you_mean(str(value), known))
+
+    return parse
+
+
+def _budgets(value: object, _base: Path) -> dict[str, EnergyBudget]:
+    if not isinstance(value, Mapping):
+        raise InputError("BAD_SETTING", f"{value!r} is not a table", 'write [budgets.NAME] with limit = "1 kWh"')
+    return {str(name): _budget(str(name), entry) for name, entry in value.items()}
+
+
+def _budget(name: str, entry: object) -> EnergyBudget:
+    if isinstance(entry, EnergyBudget):
+        return entry
+    known = ("limit", "window", "ceiling")
+    if not isinstance(entry, Mapping) or "limit" not in entry:
+        raise InputError("BAD_BUDGET", f"budget {name!r} has no limit", 'give it one, such as limit = "1 kWh"')
+    for key in entry:
+        if key not in known:
+            raise InputError("UNKNOWN_SETTING", f"budget {name!r}: unknown key {key!r}", did_you_mean(str(key), known))
+    return EnergyBudget.parse(name, **entry)
+
+
+def default_ledger(env: Mapping[str, str] = os.environ) -> str:
+    """The URL of the ledger in the user's state directory (XDG Base Directory Specification).
+
+    Raises:
+        ConfigError: there is no home directory to put it in.
+    """
+    state = _user_directory(env, "XDG_STATE_HOME", ".local/state")
+    if state is None:
+        remedy = "set TAO_FLOWS_LEDGER to the path of a file"
+        raise ConfigError("NO_HOME", "there is no home directory to keep the ledger in", remedy)
+    return f"sqlite:///{state / 'ledger.db'}"
+
+
+def _user_directory(env: Mapping[str, str], variable: str, below_home: str) -> Path | None:
+    # The specification has relative values ignored.
+    base = Path(env.get(variable, ""))
+    if not base.is_absolute():
+        try:
+            base = (Path(env["HOME"]) if env.get("HOME") else Path.home()) / below_home
+        except RuntimeError:
+            return None
+    return base / "tao-flows"
+
+
+def _about(parse: Callable[[object, Path], object], doc: str) -> Mapping[str, object]:
+    return {"parse": parse, "doc": doc}
+
+
+@dataclass(frozen=True, slots=True)
+class TaoConfig:
+    """Every setting. ``load_config`` fills it from where settings are kept, and checks what it finds there."""
+
+    mode: Mode = field(
+        default="observe", metadata=_about(_choice(Mode), "off, observe, advise or enforce; off is the kill switch")
+    )
+    ledger: str = field(default_factory=default_ledger, metadata=_about(_ledger, "where records are kept: URL or path"))
+    sources: tuple[str, ...] = field(
+        default=(), metadata=_about(_texts, "energy sources to try, in order; none given: every one, best first")
+    )
+    namespace: str = field(default="default", metadata=_about(_text, "keeps apart deployments that share a ledger"))
+    team: str = field(default="", metadata=_about(_text, "the team that records are charged to"))
+    owner: str = field(default="", metadata=_about(_text, "the owner of the records"))
+    cluster: str = field(default="", metadata=_about(_text, "the cluster the work runs in"))
+    model_id: str = field(default="", metadata=_about(_text, "the model that is trained or served"))
+    tags: tuple[str, ...] = field(default=(), metadata=_about(_texts, "free labels on every record"))
+    log_level: LogLevel = field(
+        default="INFO", metadata=_about(_choice(LogLevel), "level of the one line logged for each task")
+    )
+    report_artifacts: ReportArtifacts = field(
+        default="always", metadata=_about(_choice(ReportArtifacts), "after which runs the engine gets a report")
+    )
+    pools: Path | None = field(default=None, metadata=_about(_path, "TOML file that describes the worker pools"))
+    budgets: Mapping[str, EnergyBudget] = field(
+        default_factory=dict, metadata=_about(_budgets, "energy budgets by name: limit, window, ceiling")
+    )
+    powercap_root: Path = field(
+        default=Path("/sys/class/powercap"), metadata=_about(_path, "where the kernel shows RAPL counters")
+    )
+    proc_root: Path = field(default=Path("/proc"), metadata=_about(_path, "where the kernel shows processes"))
+    cgroup_root: Path = field(
+        default=Path("/sys/fs/cgroup"), metadata=_about(_path, "where the kernel shows control groups")
+    )
+
+    @property
+    def who(self) -> Who:
+        """Whom records belong to where nothing nearer says so."""
+        return Who(self.team, self.owner, self.cluster, self.model_id, self.tags)
+
+
+SETTINGS: Final[Mapping[str, Field[Any]]] = {setting.name: setting for setting in fields(TaoConfig)}
+NOT_IN_ENVIRONMENT: Final = frozenset({"budgets"})
+
+
+def env_name(setting: str) -> str:
+    """The environment variable of a setting; empty where it has none."""
+    return "" if setting in NOT_IN_ENVIRONMENT else ENV_PREFIX + setting.upper()
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Settings and where each came from."""
+
+    config: TaoConfig
+    origins: Mapping[str, str]
+    """By setting: ``argument``, ``environment``, the engine's name, the path of a file, or ``default``."""
+    remarks: tuple[str, ...] = ()
+    """What looks like a mistake and is none for certain, a line each."""
+
+
+def load_config(
+    *,
+    arguments: Mapping[str, object] | None = None,
+    env: Mapping[str, str] = os.environ,
+    engine: Mapping[str, object] | None = None,
+    engine_name: str = "",
+    cwd: Path | None = None,
+) -> Resolved:
+    """Settings from arguments, ``env``, the engine's configuration, a TOML file and defaults, in that precedence.
+
+    A value of None among ``arguments`` or ``engine``, and an empty environment variable, is not set. The file is the
+    one ``TAO_FLOWS_CONFIG`` names, else ``tao-flows.toml`` in ``cwd`` (default: the working directory), else
+    ``tao-flows/config.toml`` in the user's configuration directory, else none.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong kind, or a file that cannot be read.
+    """
+    here = cwd or _working_directory()
+    places: list[tuple[str, Mapping[str, object], Path]] = [
+        ("argument", arguments or {}, here),
+        (ENVIRONMENT, {name: env.get(env_name(name)) or None for name in SETTINGS}, here),
+        (engine_name or "engine", engine or {}, here),
+    ]
+    if (path := _config_file(env, here)) is not None:
+        places.append((str(path), read_toml(path), path.parent))
+    given: dict[str, Any] = {}
+    origins = dict.fromkeys(SETTINGS, "default")
+    for origin, values, base in places:
+        for name, value in parse_settings(origin, values, base).items():
+            if name not in given:
+                given[name], origins[name] = value, origin
+    if "ledger" not in given:
+        given["ledger"] = default_ledger(env)
+    return Resolved(TaoConfig(**given), origins, tuple(_remarks(env)))
+
+
+def parse_settings(origin: str, values: Mapping[str, object], base: Path | None = None) -> dict[str, Any]:
+    """The settings in ``values``, checked; None is not set. Relative paths are relative to ``base``.
+
+    Raises:
+        ConfigError: an unknown key or a value of the wrong kind; the message names ``origin`` and the key.
+    """
+    parsed: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in SETTINGS:
+            raise ConfigError("UNKNOWN_SETTING", f"{origin}: unknown key {name!r}", did_you_mean(name, SETTINGS))
+        if value is None:
+            continue
+        try:
+            parsed[name] = SETTINGS[name].metadata["parse"](value, base or _working_directory())
+        except InputError as error:
+            where = env_name(name) if origin == ENVIRONMENT else f"{origin}: {name}"
+            raise ConfigError(error.code, f"{where}: {error.summary}", error.remedy) from None
+    return parsed
+
+
+def _remarks(env: Mapping[str, str]) -> Iterator[str]:
+    # Not an error: a later version may know the variable. Silence would hide a mistyped kill switch.
+    known = {env_name(name): name for name in SETTINGS if env_name(name)} | {CONFIG_FILE_ENV: "config"}
+    for variable in sorted(env):
+        if variable.startswith(ENV_PREFIX) and variable not in known:
+            nearest = nearest_word(variable[len(ENV_PREFIX) :], known.values(), cutoff=0.75)
+            if nearest:
+                yield f"{variable} is no setting; did you mean {ENV_PREFIX}{nearest.upper()}?"
+
+
+def _working_directory() -> Path:
+    try:
+        return Path.cwd()
+    except OSError:  # it has been removed
+        return Path("/")
+
+
+def _config_file(env: Mapping[str, str], cwd: Path) -> Path | None:
+    return next((path for path, required in _candidates(env, cwd) if required or os.path.isfile(path)), None)
+
+
+def _candidates(env: Mapping[str, str], cwd: Path) -> Iterator[tuple[Path, bool]]:
+    """Files that may hold the settings, best first, and whether the file must be there."""
+    if named := env.get(CONFIG_FILE_ENV):
+        yield cwd / Path(named).expanduser(), True
+        return
+    yield cwd / LOCAL_CONFIG_FILE, False
+    if (directory := _user_directory(env, "XDG_CONFIG_HOME", ".config")) is not None:
+        yield directory / "config.toml", False
+
+
+class ConfigWatcher:
+    """Settings that follow their environment variables and file, so that mode ``off`` works without a redeploy.
+
+    ``get()`` costs a few dozen dictionary look-ups and at most two ``stat`` calls while nothing has changed. Arguments
+    are those of ``load_config``; the working directory is the one at construction.
+    """
+
+    def __init__(
+        self,
+        *,
+        arguments: Mapping[str, object] | None = None,
+        env: Mapping[str, str] = os.environ,
+        engine: Mapping[str, object] | None = None,
+        engine_name: str = "",
+        cwd: Path | None = None,
+    ) -> None:
+        self._env, self._cwd = env, cwd or _working_directory()
+        self._load = partial(
+            load_config, arguments=arguments, env=env, engine=engine, engine_name=engine_name, cwd=self._cwd
+        )
+        self._looked_s = 0.0
+        self._seen: object = None
+        self._resolved: Resolved | None = None
+
+    def get(self, max_age_s: float = 0.0) -> Resolved:
+        """The settings as they stand. A change that cannot be read leaves the last ones standing, with a remark.
+
+        Args:
+            max_age_s: settings that were looked at this recently need not be looked at again.
+
+        Raises:
+            ConfigError: as ``load_config``, only while there are no earlier settings to keep.
+        """
+        now_s = time.monotonic()
+        if self._resolved is not None and now_s - self._looked_s < max_age_s:
+            return self._resolved
+        self._looked_s = now_s
+        seen = self._fingerprint()
+        if self._resolved is None or seen != self._seen:
+            self._resolved = self._reload(self._resolved)
+            self._seen = seen
+        return self._resolved
+
+    def _reload(self, last: Resolved | None) -> Resolved:
+        try:
+            return self._load()
+        except ConfigError as error:
+            if last is None:
+                raise
+            return Resolved(last.config, last.origins, (f"settings kept as they were: {error}",))
+
+    def _fingerprint(self) -> object:
+        values = tuple(self._env.get(variable) for variable in _WATCHED)
+        return values, tuple(_file_state(path) for path, _ in _candidates(self._env, self._cwd))
+
+
+_WATCHED: Final = (
+    *(name for name in map(env_name, SETTINGS) if name),
+    CONFIG_FILE_ENV,
+    "HOME",
+    "XDG_CONFIG_HOME",
+    "XDG_STATE_HOME",
+)
+
+
+def _file_state(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def mask_password(url: str) -> str:
+    """A URL without its password, to be shown to people."""
+    # Greedy up to the last "@": a password that should have been percent-encoded must not show in part.
+    url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
+    return re.sub(r"(?i)(password=)[^&]*", r"\1***", url)
