@@ -1,0 +1,5 @@
+"""The TAO controller: where a task should run, and why. Wholly pure: no clock, no files, no randomness.
+
+A request is read by :func:`tao_flows.controller.parse.parse_request` and answered by
+:func:`tao_flows.controller.decide.decide`.
+"""

@@ -1,0 +1,46 @@
+"""The Landauer-inspired budget penalty: as a budget binds, priority turns from utility to cost.
+
+With ``u`` the share of the budget in use once the candidate has run:
+
+    P(u) = 1 + (P_max - 1) / (1 + exp(-kappa (u - 1)))
+    g(u) = (P - 1) / (P_max - P) = exp(kappa (u - 1))
+
+``g`` is the weight ratio of cost to utility that ``P`` stands for. A budget of 100 J with 80 J in use and a task of
+0 J gives P = 1.1192; with 100 J in use, 1.5.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Final, NamedTuple
+
+from tao_flows.controller.model import Budget
+
+P_MAX: Final = 2.0
+KAPPA: Final = 10.0
+MAX_EXPONENT: Final = 30.0
+"""At four times the budget energy outweighs everything else by 10^13; more would only lose the digits of the rest."""
+
+
+class Penalty(NamedTuple):
+    """The penalty of one candidate."""
+
+    penalty: float | None
+    """Between 1 and P_MAX; None when there is a budget and the candidate's joules are unknown."""
+    utilisation: float | None
+    """Share of the budget in use with the candidate in it; None without a budget or without known joules."""
+    priority: float
+    """g: what is added to the weight of energy, relative to it. 0 without a budget."""
+
+
+def penalty_of(budget: Budget | None, predicted_j: float | None) -> Penalty:
+    """The penalty of a candidate that is predicted to take ``predicted_j`` IT joules, dispatch included."""
+    if budget is None:
+        return Penalty(1.0, None, 0.0)
+    if predicted_j is None:
+        return Penalty(None, None, 0.0)
+    # A limit of a few attojoules is no reason for an infinity.
+    utilisation = min((budget.in_use_j + predicted_j) / budget.limit_j, sys.float_info.max)
+    exponent = min(KAPPA * (utilisation - 1.0), MAX_EXPONENT)
+    return Penalty(1.0 + (P_MAX - 1.0) / (1.0 + math.exp(-exponent)), utilisation, math.exp(exponent))

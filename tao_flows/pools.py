@@ -1,0 +1,171 @@
+"""Worker pools as an operator describes them: one ``[[pools]]`` table each in a TOML file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from tao_flows.controller.model import PredictedEnergy, PredictedRuntime
+from tao_flows.errors import ConfigError, InputError
+from tao_flows.tomlfile import did_you_mean, read_toml
+from tao_flows.units import parse_duration_s, parse_energy_j
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPool:
+    """Where work can run, as far as it does not change from minute to minute. None means unknown.
+
+    In Prefect a pool is a work pool and queue, or a task worker; in Airflow a queue and executor.
+    """
+
+    pool_id: str
+    zone: str | None = None
+    """Names the grid zone whose carbon and price signals hold there."""
+    capabilities: tuple[str, ...] = ()
+    online: bool = True
+    trusted: bool = True
+    pue: float = 1.0
+    """Power usage effectiveness, 1 or more; at 1 only the IT equipment's joules count."""
+    price_per_h: float | None = None
+    power_w: float | None = None
+    """Watts a task draws there."""
+    power_cap_w: float | None = None
+    dispatch_energy_j: float = 0.0
+    """Joules that sending a task there costs in itself."""
+    queue_wait_s: float = 0.0
+    """Seconds a task waits there before it starts."""
+    energy_j: PredictedEnergy | None = None
+    """Joules of a task there, for as long as none of its own runs tell."""
+    runtime_s: PredictedRuntime | None = None
+    """Seconds of a task there, for as long as none of its own runs tell."""
+
+
+def load_pools(path: Path) -> tuple[WorkerPool, ...]:
+    """The pools that a TOML file describes, in its order. The file is read again only when it has changed.
+
+    Raises:
+        ConfigError: the file cannot be read, or a table in it has a missing, unknown or malformed field.
+    """
+    try:
+        stat = path.stat()
+    except OSError:
+        return _load(path, 0, 0)  # which says why
+    return _load(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=8)
+def _load(path: Path, _mtime_ns: int, _size: int) -> tuple[WorkerPool, ...]:
+    document = read_toml(path)
+    for key in document:
+        if key != "pools":
+            raise ConfigError("BAD_POOL", f"{path}: unknown key {key!r}", "write each pool as a [[pools]] table")
+    tables = document.get("pools")
+    if not isinstance(tables, list) or not tables:
+        raise ConfigError("BAD_POOL", f"{path}: no pools", 'write each pool as a [[pools]] table with pool_id = "..."')
+    pools: dict[str, WorkerPool] = {}
+    for number, table in enumerate(tables, start=1):
+        where = f"{path}: [[pools]] number {number}"
+        pool = _pool(table, where)
+        if pool.pool_id in pools:
+            summary = f"{where}: pool_id: {pool.pool_id!r} is taken by an earlier pool"
+            raise ConfigError("BAD_POOL", summary, "give every pool an id of its own")
+        pools[pool.pool_id] = pool
+    return tuple(pools.values())
+
+
+def _pool(table: object, where: str) -> WorkerPool:
+    if not isinstance(table, Mapping):
+        raise ConfigError("BAD_POOL", f"{where}: not a table", "write each pool as a [[pools]] table")
+    return WorkerPool(**_fields(table, where, _POOL_FIELDS, required=("pool_id",)))
+
+
+def _fields(
+    table: Mapping[str, object], where: str, known: Mapping[str, Callable[[object], object]], required: tuple[str, ...]
+) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for name, value in table.items():
+        if name not in known:
+            raise ConfigError("BAD_POOL", f"{where}: unknown field {name!r}", did_you_mean(name, known))
+        try:
+            given[name] = known[name](value)
+        except InputError as error:
+            raise ConfigError("BAD_POOL", f"{where}: {name}: {error.summary}", error.remedy) from None
+    for name in required:
+        if name not in given:
+            raise ConfigError("BAD_POOL", f"{where}: {name} is missing", f"add {name} = ...")
+    return given
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise InputError("BAD_POOL", f"{value!r} is not a text", 'write it in quotes: "..."')
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise InputError("BAD_POOL", f"{value!r} is not a list of texts", 'write it as ["gpu", "large-memory"]')
+    return tuple(_text(item) for item in value)
+
+
+def _truth(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise InputError("BAD_POOL", f"{value!r} is neither true nor false", "write true or false, without quotes")
+    return value
+
+
+def _number_from(least: float) -> Callable[[object], float]:
+    def parse(value: object) -> float:
+        # The upper bound turns away infinities, and whole numbers too long to be a float.
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= sys.float_info.max:
+            return float(value)
+        raise InputError("BAD_POOL", f"{value!r} is not a number of {least:g} or more", "correct the number")
+
+    return parse
+
+
+def _energy(value: object) -> float:
+    return parse_energy_j(value, what="energy")
+
+
+def _duration(value: object) -> float:
+    return parse_duration_s(value, what="duration")
+
+
+def _rising(value: object, parse: Callable[[object], float], names: tuple[str, ...]) -> dict[str, float]:
+    remedy = f"write {{ {', '.join(f'{name} = ...' for name in names)} }}, none below the one before"
+    if not isinstance(value, Mapping) or set(value) != set(names):
+        raise InputError("BAD_POOL", f"{value!r} is not a table of {', '.join(names)}", remedy)
+    numbers = {name: parse(value[name]) for name in names}
+    if sorted(numbers.values()) != list(numbers.values()):
+        raise InputError("BAD_POOL", f"{', '.join(names)} do not rise", remedy)
+    return numbers
+
+
+def _predicted_energy(value: object) -> PredictedEnergy:
+    return PredictedEnergy(**_rising(value, _energy, ("low", "mean", "high")))
+
+
+def _predicted_runtime(value: object) -> PredictedRuntime:
+    return PredictedRuntime(**_rising(value, _duration, ("p50", "p95")))
+
+
+_POOL_FIELDS: Final[Mapping[str, Callable[[object], object]]] = {
+    "pool_id": _text,
+    "zone": _text,
+    "capabilities": _texts,
+    "online": _truth,
+    "trusted": _truth,
+    "pue": _number_from(1.0),
+    "price_per_h": _number_from(0.0),
+    "power_w": _number_from(0.0),
+    "power_cap_w": _number_from(0.0),
+    "dispatch_energy_j": _energy,
+    "queue_wait_s": _duration,
+    "energy_j": _predicted_energy,
+    "runtime_s": _predicted_runtime,
+}
