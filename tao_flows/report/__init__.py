@@ -1,0 +1,1 @@
+"""What a run cost, for people: one model of it, and its renderers."""

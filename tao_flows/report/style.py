@@ -1,0 +1,69 @@
+"""The HTML report's style sheet: light and dark by the reader's setting, light on paper."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tao_flows.report.chart import CHART_CSS
+
+_DARK: Final = """
+--ink:#e6eaf0;--soft:#9aa6b5;--paper:#151b23;--page:#0d1117;--line:#2a3441;--wash:#1b232d;
+--measured:#4aa8e0;--attributed:#2bbd92;--estimated:#e9ab27;--unknown:#8a929d;
+--tasks:#3d9bd6;--overhead:#e8753a;--idle:#7fc8f0;--unattributed:#6d7785;--bad:#ff8b7e;--good:#5fd0a5
+"""
+_LIGHT: Final = """
+--ink:#1c2430;--soft:#5b6675;--paper:#ffffff;--page:#f4f6f9;--line:#dfe4ea;--wash:#f7f9fb;
+--measured:#0072b2;--attributed:#009e73;--estimated:#e69f00;--unknown:#8a929d;
+--tasks:#0072b2;--overhead:#d55e00;--idle:#56b4e9;--unattributed:#b4bac2;--bad:#b3261e;--good:#00704f
+"""
+STYLE: Final = f"""
+:root{{color-scheme:light dark;{_LIGHT}}}
+@media (prefers-color-scheme:dark){{:root{{{_DARK}}}}}
+*{{box-sizing:border-box}}
+body{{margin:0;background:var(--page);color:var(--ink);
+font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",sans-serif}}
+main{{max-width:1080px;margin:0 auto;padding:40px 24px 56px}}
+.eyebrow{{font-size:12px;letter-spacing:.08em;text-transform:uppercase;color:var(--soft);margin:0 0 6px}}
+h1{{font-size:32px;line-height:1.2;letter-spacing:-.01em;margin:0;overflow-wrap:anywhere}}
+h2{{font-size:18px;margin:0 0 4px}} h2+p{{margin:0 0 18px}}
+.meanings{{margin:16px 0 0;font-size:13px;color:var(--soft)}} .meanings b{{font-weight:600}} .meanings+.scroll{{margin-top:18px}}
+.soft{{color:var(--soft)}} .num,td.r,th.r{{font-variant-numeric:tabular-nums}}
+.sub{{margin:8px 0 28px;color:var(--soft);overflow-wrap:anywhere}}
+section,.hero{{background:var(--paper);border:1px solid var(--line);border-radius:12px;padding:24px;margin:0 0 20px}}
+.hero{{display:grid;grid-template-columns:minmax(280px,1.15fr) 2fr;gap:24px 32px;align-items:center}}
+.big{{font-size:46px;line-height:1.05;font-weight:650;letter-spacing:-.02em;font-variant-numeric:tabular-nums}}
+.big~p{{margin:8px 0 0;color:var(--soft)}}
+.cards{{display:grid;grid-template-columns:repeat(3,1fr);gap:18px 20px;margin:0}}
+.cards div{{border-left:2px solid var(--line);padding-left:14px}}
+.cards dt{{font-size:12px;color:var(--soft)}}
+.cards dd{{margin:2px 0 0;font-size:20px;font-weight:600;font-variant-numeric:tabular-nums}}
+.cards small{{display:block;font-size:12px;font-weight:400;color:var(--soft);line-height:1.35}}
+.badge{{display:inline-block;font-size:12px;font-weight:600;line-height:1.5;padding:1px 9px;border-radius:99px;
+border:1.5px solid currentColor;white-space:nowrap;color:var(--soft)}}
+.badge::before{{content:"";display:inline-block;width:8px;height:8px;border-radius:50%;margin-right:6px;
+background:var(--unknown)}}
+.badge.q-measured::before{{background:var(--measured)}} .badge.q-attributed::before{{background:var(--attributed)}}
+.badge.q-estimated::before{{background:repeating-linear-gradient(45deg,var(--estimated) 0 2px,transparent 2px 3.5px);
+box-shadow:inset 0 0 0 1px var(--estimated)}}
+.state{{font-weight:600}} .state.bad{{color:var(--bad)}} .state.good{{color:var(--good)}}
+.scroll{{overflow-x:auto}} table{{border-collapse:collapse;width:100%;font-size:14px}}
+th{{text-align:left;font-weight:600;font-size:12px;color:var(--soft);padding:6px 10px;
+border-bottom:1px solid var(--line);white-space:nowrap}}
+td{{padding:7px 10px;border-bottom:1px solid var(--line);vertical-align:top}}
+tr:last-child td{{border-bottom:0}} td.r,th.r{{text-align:right;white-space:nowrap}}
+td:first-child,th:first-child{{padding-left:0}} td:last-child,th:last-child{{padding-right:0}}
+td.name{{overflow-wrap:anywhere;min-width:150px}} td.wide{{overflow-wrap:anywhere}}
+tr.rest td{{color:var(--soft);border-top:2px solid var(--line)}}
+svg.chart{{display:block;width:100%;height:auto;min-width:660px;margin:4px 0 0}}
+ul{{margin:0;padding-left:20px}} li{{margin:0 0 8px;overflow-wrap:anywhere}} li:last-child{{margin:0}}
+dl.words{{display:grid;grid-template-columns:max-content 1fr;gap:8px 16px;margin:18px 0 0;font-size:14px}}
+dl.words dd{{margin:0;overflow-wrap:anywhere}}
+section.alert{{border-left:4px solid var(--overhead)}}
+code{{font:13px ui-monospace,SFMono-Regular,Menlo,"Liberation Mono",monospace;overflow-wrap:anywhere}}
+footer{{color:var(--soft);font-size:13px;margin:24px 0 0}}
+{CHART_CSS}
+@media (max-width:760px){{main{{padding:24px 14px}}.hero{{grid-template-columns:1fr}}.cards{{grid-template-columns:repeat(2,1fr)}}section,.hero{{padding:18px}}}}
+@media print{{:root{{{_LIGHT};--page:#fff}}body{{font-size:11pt;-webkit-print-color-adjust:exact;
+print-color-adjust:exact}}main{{max-width:none;padding:0}}section,.hero,tr,svg.chart{{break-inside:avoid}}
+svg.chart{{min-width:0}}section.long{{break-inside:auto}}thead{{display:table-header-group}}}}
+"""
