@@ -1,0 +1,110 @@
+"""``tao-flows config``: every setting, its value, and where it was set."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tao_flows.cli._console import fail, print_json, stderr, stdout
+from tao_flows.config import SETTINGS, EnergyBudget, Resolved, env_name, load_config, mask_password
+from tao_flows.errors import ConfigError, MissingExtraError
+from tao_flows.units import format_duration, format_energy
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class Engine(str, Enum):
+    """Where a setting may be kept besides the environment and the file."""
+
+    NONE = "none"
+    AIRFLOW = "airflow"
+    PREFECT = "prefect"
+
+
+def config_command(
+    origin: Annotated[bool, typer.Option("--origin", help="Say where each value was set.")] = False,
+    engine: Annotated[Engine, typer.Option("--engine", help="Add the settings kept in this engine.")] = Engine.NONE,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+) -> None:
+    """Show every setting and its value."""
+    try:
+        resolved = _resolve(engine)
+    except (ConfigError, MissingExtraError) as error:
+        fail(error)
+    for remark in resolved.remarks:
+        stderr().print(f"note: {remark}", markup=False, highlight=False, soft_wrap=True)
+    if json:
+        print_json({"schema": "tao-flows/config/1", "settings": [_as_json(name, resolved) for name in SETTINGS]})
+    else:
+        stdout().print(_table(resolved, with_origin=origin))
+
+
+def _resolve(engine: Engine) -> Resolved:
+    try:
+        if engine is Engine.AIRFLOW:
+            from airflow_plugin.settings import airflow_settings
+
+            return load_config(engine=airflow_settings(), engine_name="airflow")
+        if engine is Engine.PREFECT:
+            from tao_flows.prefect.settings import watcher
+
+            return watcher().get()
+    except ImportError as error:
+        raise MissingExtraError(engine.value, f"showing the settings kept in {engine.value}") from error
+    return load_config()
+
+
+def _as_json(name: str, resolved: Resolved) -> dict[str, Any]:
+    return {
+        "name": name,
+        "value": _plain(getattr(resolved.config, name)),
+        "origin": resolved.origins[name],
+        "env": env_name(name) or None,
+        "doc": SETTINGS[name].metadata["doc"],
+    }
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: asdict(budget) for name, budget in value.items()}
+    if isinstance(value, tuple):
+        return list(value)
+    return mask_password(str(value)) if isinstance(value, (str, Path)) else value
+
+
+def _table(resolved: Resolved, *, with_origin: bool) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("setting", "value", "set by" if with_origin else "what it is"):
+        table.add_column(heading, overflow="fold")
+    for name, setting in SETTINGS.items():
+        value = Text(_for_people(getattr(resolved.config, name)))
+        last = _origin(name, resolved) if with_origin else setting.metadata["doc"]
+        table.add_row(Text(name, style="bold"), value, Text(last, style="dim"))
+    return table
+
+
+def _origin(name: str, resolved: Resolved) -> str:
+    origin = resolved.origins[name]
+    return env_name(name) if origin == "environment" else origin
+
+
+def _for_people(value: object) -> str:
+    if isinstance(value, dict):
+        return "\n".join(_budget(budget) for budget in value.values()) or "none"
+    if isinstance(value, tuple):
+        return ", ".join(value) or "none"
+    return "none" if value in (None, "") else mask_password(str(value))
+
+
+def _budget(budget: EnergyBudget) -> str:
+    ceiling = "" if budget.ceiling_j is None else f", never over {format_energy(budget.ceiling_j)}"
+    return f"{budget.name}: {format_energy(budget.limit_j)} in {format_duration(budget.window_s)}{ceiling}"

@@ -1,0 +1,136 @@
+"""``tao-flows doctor``: what can be measured here, what cannot, and what to do about it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from typing import Annotated, Any
+
+import typer
+
+from tao_flows.cli._console import fail, print_json, stdout
+from tao_flows.clock import SystemClock
+from tao_flows.config import TaoConfig, load_config, mask_password
+from tao_flows.errors import TaoError
+from tao_flows.ledger import open_ledger
+from tao_flows.report.text import count
+from tao_flows.telemetry.cputime import FOR_COMMANDS, FOR_THREADS, chosen, cpu_diagnoses
+from tao_flows.telemetry.discover import discover
+
+_ENGINES = {"prefect": "prefect", "airflow": "apache-airflow"}
+_KINDS = {"energy": "energy", "cpu_time": "CPU time", "pressure": "pressure"}
+_COLOURS = {"ready": "green", "denied": "yellow", "absent": "dim", "broken": "red"}
+
+
+def doctor_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON, and nothing else.")] = False,
+) -> None:
+    """Say what can be measured here, what cannot, why, and what to do about it."""
+    try:
+        resolved = load_config()
+        found = examine(resolved.config)
+    except TaoError as error:
+        fail(error)
+    found["remarks"] = list(resolved.remarks)
+    if as_json:
+        print_json(found)
+    else:
+        _show(found)
+
+
+def examine(config: TaoConfig) -> dict[str, Any]:
+    """What ``doctor --json`` says.
+
+    Raises:
+        ConfigError: a setting is wrong.
+    """
+    discovery = discover(
+        SystemClock(), sources=config.sources, powercap_root=config.powercap_root, proc_root=config.proc_root
+    )
+    for source in discovery.sources:
+        source.close()
+    cpu = cpu_diagnoses(config.proc_root, config.cgroup_root)
+    used = [source.id for source in discovery.sources] + (["estimate"] if discovery.estimator else [])
+    return {
+        "sources": [diagnosis.to_json() for diagnosis in (*discovery.diagnoses, *cpu)],
+        "chosen": {
+            "energy": used,
+            "cpu_time": chosen(cpu, FOR_COMMANDS),
+            "cpu_time_threads": chosen(cpu, FOR_THREADS),
+        },
+        "agent": {},
+        "ledger": _ledger(config),
+        "engines": {name: _engine(name, package) for name, package in _ENGINES.items()},
+    }
+
+
+def _ledger(config: TaoConfig) -> dict[str, Any]:
+    row = {"url": mask_password(config.ledger), "status": "ready", "code": "", "summary": "", "remedy": ""}
+    try:
+        ledger = open_ledger(config.ledger)
+        runs = len(ledger.runs())
+        ledger.close()
+    except TaoError as error:
+        return {**row, "status": "broken", "code": error.code, "summary": error.summary, "remedy": error.remedy}
+    return {**row, "summary": f"{count(runs, 'run')} recorded"}
+
+
+def _engine(name: str, package: str) -> dict[str, Any]:
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        remedy = f"pip install 'tao-flows[{name}]' in the environment of your {name} workers"
+        return {"status": "absent", "version": None, "summary": f"{package} is not installed here", "remedy": remedy}
+    row = {"status": "ready", "version": version, "summary": f"{package} {version}", "remedy": ""}
+    if name == "airflow" and (shadow := _shadowing_plugin()):
+        row |= {
+            "status": "broken",
+            "summary": f"{shadow} hides tao-flows' own airflow_plugin package from Airflow",
+            "remedy": "rename or remove that file",
+        }
+    return row
+
+
+def _shadowing_plugin() -> str:
+    """A user's plugin file of our package's name: Airflow puts its plugins folder on the path."""
+    folder = os.path.join(os.environ.get("AIRFLOW_HOME", os.path.expanduser("~/airflow")), "plugins")
+    for name in ("airflow_plugin.py", "airflow_plugin"):
+        path = os.path.join(folder, name)
+        if os.path.exists(path):
+            return path
+    return ""
+
+
+def _show(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    console = stdout()
+    sources = Table(title="What can be measured here", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("source", "for", "status", "what"):
+        sources.add_column(column, overflow="fold")
+    for source in found["sources"]:
+        colour = _COLOURS[source["status"]]
+        sources.add_row(source["id"], _KINDS[source["kind"]], f"[{colour}]{source['status']}[/]", _what(source))
+    rest = Table.grid(padding=(0, 2, 0, 0))
+    rest.add_column()
+    rest.add_column(overflow="fold")
+    picked, ledger = found["chosen"], found["ledger"]
+    rest.add_row("energy from", " + ".join(picked["energy"]) or "nothing: every figure will be unknown")
+    rest.add_row("CPU time of", f"commands: {picked['cpu_time']}; tasks: {picked['cpu_time_threads']}")
+    rest.add_row("ledger", _what({**ledger, "summary": f"{ledger['url']}: {ledger['summary']}"}))
+    for name, engine in found["engines"].items():
+        rest.add_row(name, _what(engine))
+    for remark in found["remarks"]:
+        rest.add_row("note", _what({"summary": remark}))
+    console.print(sources)
+    console.print()
+    console.print(rest)
+
+
+def _what(row: dict[str, Any]) -> Any:
+    """A summary with its code, and the remedy on a line below. Text, not markup: there are paths and names in it."""
+    from rich.text import Text
+
+    code, remedy = row.get("code", ""), row.get("remedy", "")
+    text = row["summary"] + (f" [{code}]" if code not in {"", "READY"} else "")
+    return Text(text + (f"\n-> {remedy}" if remedy else ""))

@@ -1,0 +1,147 @@
+"""The one place where configuration becomes working parts. Built on first use, once a process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tao_flows.clock import Clock, SystemClock
+from tao_flows.config import ConfigWatcher, TaoConfig
+from tao_flows.errors import TaoError
+from tao_flows.gather import Profiles
+from tao_flows.ledger import open_ledger
+from tao_flows.ledger.safe import SafeLedger
+from tao_flows.meter import Meter
+from tao_flows.records import Incident, Segment
+from tao_flows.telemetry.cputime import HostBusy
+from tao_flows.telemetry.discover import Discovery, discover
+from tao_flows.telemetry.procfs import memory_used_bytes, this_segment
+
+log = logging.getLogger("tao_flows")
+SETTINGS_MAX_AGE_S = 0.1
+"""How late a task may hear of the kill switch: looking at the settings costs as much as reading the counters."""
+MAX_INCIDENTS = 1_000
+"""Distinct incidents kept in memory; beyond that they are still logged by the ledger."""
+
+
+class Incidents:
+    """Failures of ours: each logged once, counted, written to the ledger where there is one, and never raised."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.ledger: SafeLedger | None = None
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._counts: Counter[Incident] = Counter()
+
+    def note(self, code: str, summary: str, *, remedy: str = "", run_id: str = "", task: str = "") -> None:
+        """Records a failure. Never raises."""
+        kind = Incident(code, summary, remedy, run_id=run_id, task=task)
+        with self._lock:
+            first = kind not in self._counts
+            if not first or len(self._counts) < MAX_INCIDENTS:
+                self._counts[kind] += 1
+        if first:
+            log.warning("%s: %s%s", code, summary, f" ({remedy})" if remedy else "")
+        if self.ledger is not None:
+            self.ledger.put_incident(Incident(code, summary, remedy, self._clock.wall_ns(), 1, run_id, task))
+
+    def note_failure(self, incident: Incident) -> None:
+        """Records a failure of the ledger's own, which keeps it to write down itself."""
+        with self._lock:
+            self._counts[Incident(incident.code, incident.summary, incident.remedy, run_id=incident.run_id)] += 1
+
+    def note_error(self, doing: str, error: BaseException, *, run_id: str = "", task: str = "") -> None:
+        """Records an exception that stopped us from ``doing`` something."""
+        if isinstance(error, TaoError):
+            self.note(error.code, f"{doing}: {error.summary}", remedy=error.remedy, run_id=run_id, task=task)
+        else:
+            self.note("INTERNAL", f"{doing}: {type(error).__name__}: {error}", run_id=run_id, task=task)
+
+    def of_run(self, run_id: str) -> tuple[Incident, ...]:
+        """What was noted for a run, or for none in particular, in this process."""
+        with self._lock:
+            return tuple(
+                Incident(kind.code, kind.summary, kind.remedy, 0, count, kind.run_id, kind.task)
+                for kind, count in self._counts.items()
+                if kind.run_id in {"", run_id}
+            )
+
+
+@dataclass
+class Tao:
+    """Everything that works together in one process."""
+
+    watcher: ConfigWatcher
+    discovery: Discovery
+    meter: Meter
+    ledger: SafeLedger
+    incidents: Incidents
+    segment: Segment
+    clock: Clock
+    profiles: Profiles
+
+    @property
+    def config(self) -> TaoConfig:
+        """The settings as they stand: a change of the file or the environment counts a moment later."""
+        return self.watcher.get(SETTINGS_MAX_AGE_S).config
+
+
+def build(watcher: ConfigWatcher, clock: Clock | None = None) -> Tao:
+    """Wires a ``Tao`` from settings.
+
+    Raises:
+        ConfigError: a setting is wrong.
+    """
+    clock = clock or SystemClock()
+    config = watcher.get().config
+    incidents = Incidents(clock)
+    discovery = discover(clock, sources=config.sources, powercap_root=config.powercap_root, proc_root=config.proc_root)
+    busy = HostBusy(config.proc_root, config.cgroup_root)
+    meter = Meter(
+        discovery.sources,
+        discovery.estimator,
+        busy.read,
+        lambda: memory_used_bytes(config.proc_root),
+        clock,
+    )
+    ledger = SafeLedger(open_ledger(config.ledger), incidents.note_failure)
+    incidents.ledger = ledger
+    segment = this_segment(config.proc_root)
+    return Tao(watcher, discovery, meter, ledger, incidents, segment, clock, Profiles(ledger))
+
+
+_lock = threading.Lock()
+_tao: Tao | None = None
+_failed = False
+
+
+def current(make_watcher: Callable[[], ConfigWatcher] = ConfigWatcher) -> Tao | None:
+    """This process's ``Tao``, built on first use; None when it cannot be built, which is logged once.
+
+    Args:
+        make_watcher: how an engine adapter adds the engine's own configuration.
+    """
+    global _tao, _failed
+    if _tao is None and not _failed:
+        with _lock:
+            if _tao is None and not _failed:
+                try:
+                    _tao = build(make_watcher())
+                except Exception as error:  # noqa: BLE001 - without us the user's task must still run
+                    _failed = True
+                    log.warning("tao-flows is off in this process: %s", error)
+    return _tao
+
+
+def forget() -> None:
+    """Drops this process's ``Tao``: the next use builds it anew. Nothing of the old one is closed."""
+    global _tao, _failed, _lock
+    _tao, _failed, _lock = None, False, threading.Lock()
+
+
+# A forked child has neither our threads nor the right to our locks: it builds its own.
+os.register_at_fork(after_in_child=forget)
