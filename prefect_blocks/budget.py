@@ -1,0 +1,75 @@
+"""An energy budget as a Block."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from prefect.blocks.core import Block
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from typing_extensions import Self
+
+from tao_flows import config
+
+
+def _quantity(unit: str) -> BeforeValidator:
+    # The UI edits a text field; code may also give a plain number.
+    def as_text(value: Any) -> Any:
+        plain_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return f"{value!r} {unit}" if plain_number else value
+
+    return BeforeValidator(as_text)
+
+
+class EnergyBudget(Block):
+    """Joules that tasks may use together in a window. The block's name is the budget's name.
+
+    Example:
+        Load a stored budget and give it to a task:
+        ```python
+        from prefect_blocks import EnergyBudget
+        from tao_flows import tao_task
+
+        energy_budget = EnergyBudget.load("BLOCK_NAME")
+
+        @tao_task(budget=energy_budget.to_budget())
+        def train(): ...
+        ```
+    """
+
+    _block_type_name = "Energy Budget"
+    _block_type_slug = "tao-energy-budget"
+    _block_schema_capabilities = ["tao-energy-budget"]  # noqa: RUF012 - Prefect reads it as a plain list
+    _description = "Joules that tasks may use together in a window: a limit, and a ceiling where it is hard."
+
+    # A mistyped field is an error, as in a file.
+    model_config = ConfigDict(extra="forbid")
+
+    limit: Annotated[str, _quantity("J")] = Field(
+        default=..., description="Energy that tasks should stay within in a window.", examples=["40 J", "1.2 kWh"]
+    )
+    window: Annotated[str, _quantity("s")] = Field(
+        default="1d", description="Window that the limit holds for.", examples=["15m", "2h", "1d"]
+    )
+    ceiling: Annotated[str, _quantity("J")] | None = Field(
+        default=None,
+        description="Energy never exceeded in a window where decisions are enforced; leave empty for none.",
+        examples=["2 kWh"],
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._parse("budget")
+        return self
+
+    def to_budget(self) -> config.EnergyBudget:
+        """The budget, named as the block is.
+
+        Raises:
+            ValueError: the block has not been saved or loaded, so it has no name.
+        """
+        if not self._block_document_name:
+            raise ValueError('this EnergyBudget has no name yet: save it with .save("NAME"), or load it')
+        return self._parse(self._block_document_name)
+
+    def _parse(self, name: str) -> config.EnergyBudget:
+        return config.EnergyBudget.parse(name, self.limit, self.window, self.ceiling or None)

@@ -1,0 +1,182 @@
+"""What people see of a run in Prefect's own UI, both versions of it, in a real browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.context import get_run_context
+from support import burn, only_run
+
+from tao_flows import tao_flow, tao_task
+from tao_flows.ledger.base import Ledger
+from tao_flows.report.model import read_report
+from tao_flows.report.text import energy_text
+from tao_flows.units import format_energy
+
+pytestmark = pytest.mark.chromium
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+# Read before a test starts: none of them sees the settings of the person who runs it.
+SCREENSHOTS = os.environ.get("TAO_FLOWS_SCREENSHOTS", "")
+ROOTS = {"v1": "", "v2": "/v2"}
+PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
+
+
+@tao_task
+def load() -> list[int]:
+    burn(0.05)
+    return list(range(4))
+
+
+@tao_task(task_run_name="train model {n}", budget="40 J")
+def train(n: int) -> int:
+    burn(0.05 * (n + 1))
+    return n
+
+
+@tao_task
+def choose(models: list[int]) -> int:
+    return max(models)
+
+
+@tao_flow(name="look at me", team="seers")
+def looked_at() -> int:
+    return choose(train.map(load()).result())
+
+
+@flow(name="plain")
+def plain() -> str:
+    """Artifacts of the same kinds without us: what goes wrong with these is Prefect's own."""
+    create_markdown_artifact(f"# Plain\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\n![dot]({PIXEL})", key="plain-page")
+    create_table_artifact([{"a": "only cell"}], key="plain-table")
+    return str(get_run_context().flow_run.id)
+
+
+@dataclass
+class Viewer:
+    """A page of the UI, and what went wrong on it."""
+
+    page: Any
+    address: str
+    ui: str
+    problems: set[str] = field(default_factory=set)
+
+    def tab(self, run_id: str) -> None:
+        """Opens the Artifacts tab of a flow run."""
+        self.page.goto(f"{self.address}{ROOTS[self.ui]}/runs/flow-run/{run_id}?tab=Artifacts")
+        # V1 forgets the tab named in the address while it loads the run.
+        self.page.get_by_text("Artifacts", exact=True).last.click()
+
+    def artifact(self, artifact_id: str) -> None:
+        """Opens an artifact's own page."""
+        self.page.goto(f"{self.address}{ROOTS[self.ui]}/artifacts/artifact/{artifact_id}")
+
+    def text(self) -> str:
+        return str(self.page.locator("body").inner_text()).replace("\u00a0", " ")
+
+
+def ids_of(run_id: str) -> dict[str, str]:
+    """By key, the ids of a flow run's artifacts."""
+    which = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+    with get_client(sync_client=True) as client:
+        return {artifact.key: str(artifact.id) for artifact in client.read_artifacts(artifact_filter=which)}
+
+
+@contextmanager
+def viewer(server: str, ui: str) -> Iterator[Viewer]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    address = server.removesuffix("/api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+        )
+        try:
+            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            page.set_default_timeout(60_000)
+            seen = Viewer(page, address, ui)
+            page.route("**/*", lambda route: _local_only(route, address))
+            page.on("pageerror", lambda error: seen.problems.add(str(error)))
+            page.on("console", lambda said: seen.problems.add(said.text) if _is_problem(said) else None)
+            yield seen
+        finally:
+            browser.close()
+
+
+def _local_only(route: Any, address: str) -> None:
+    url = route.request.url
+    if url.startswith((address, "data:", "blob:")):
+        route.continue_()
+    else:
+        route.abort()
+
+
+def _is_problem(said: Any) -> bool:
+    # Icons that the UI itself lacks, and what it asks of other hosts.
+    missing = said.text.startswith("Failed to load resource") and said.location["url"].startswith("http")
+    return said.type == "error" and not missing
+
+
+@pytest.mark.parametrize("ui", list(ROOTS))
+def test_the_artifacts_of_a_run_show_its_joules_and_its_chart_and_break_nothing(
+    server: str, ledger: Ledger, tmp_path: Path, ui: str
+) -> None:
+    assert looked_at() == 3
+    report = read_report(ledger, only_run(ledger))
+    plain_id = plain()
+    ours, theirs = ids_of(report.run.run_id), ids_of(plain_id)
+    pictures = Path(SCREENSHOTS or tmp_path)
+    pictures.mkdir(parents=True, exist_ok=True)
+
+    with viewer(server, ui) as seen:
+        seen.tab(plain_id)
+        seen.page.get_by_text("plain-table", exact=True).last.wait_for()
+        seen.artifact(theirs["plain-page"])
+        seen.page.get_by_role("heading", name="Plain").wait_for()
+        seen.artifact(theirs["plain-table"])
+        seen.page.locator("td", has_text="only cell").first.wait_for()
+        known, seen.problems = seen.problems, set()
+
+        seen.tab(report.run.run_id)
+        seen.page.get_by_text("tao-tasks-look-at-me", exact=True).last.wait_for()
+        # The joules stand on the tab already.
+        seen.page.get_by_text(f"{energy_text(report.energy)}, estimated").last.wait_for()
+        seen.page.screenshot(path=pictures / f"{ui}-artifacts-tab.png")
+
+        seen.artifact(ours["tao-energy-look-at-me"])
+        seen.page.get_by_role("heading", name="Energy of look at me").wait_for()
+        text = seen.text()
+        assert f"{energy_text(report.energy)}, estimated" in text
+        assert len(report.tasks) == 6
+        for row in report.tasks:
+            shown = seen.page.locator("tr", has_text=row.title).inner_text().replace("\u00a0", " ")
+            assert energy_text(row.energy) in shown
+            assert "estimated" in shown
+        for line in ("tasks", "overhead", "idle", "unattributed"):
+            assert seen.page.locator("tr", has_text=line).count() >= 1
+        assert format_energy(report.flow_body.energy.value_j if report.flow_body else None) in text
+        charts = seen.page.locator("img[src^='data:image/svg']")
+        assert charts.count() == 2
+        for chart in charts.all():
+            chart.scroll_into_view_if_needed()
+            assert chart.is_visible()
+            assert chart.evaluate("image => image.complete && image.naturalWidth") > 0
+        seen.page.screenshot(path=pictures / f"{ui}-artifact.png")
+        wide = seen.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert wide <= 0, "nothing runs off the side of the page"
+
+        seen.artifact(ours["tao-tasks-look-at-me"])
+        seen.page.locator("td", has_text="train model 3").first.wait_for()
+        assert "estimated" in seen.text()
+        assert seen.problems <= known
