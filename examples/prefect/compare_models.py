@@ -47,7 +47,7 @@ from tao_flows.prefect import energy_of
 from tao_flows.report.html import render_html
 from tao_flows.report.model import read_report
 from tao_flows.report.terminal import print_report
-from tao_flows.units import format_energy
+from tao_flows.units import format_energy_interval
 
 SEED = 7
 MODELS = {
@@ -175,8 +175,7 @@ def _comparison(candidates: list[Candidate], chosen: Candidate, undominated: lis
         table.add_column(column, justify="right" if column in {"accuracy", "energy"} else "left")
     for candidate in sorted(candidates, key=lambda candidate: candidate.energy_j):
         remark = "chosen" if candidate == chosen else "undominated" if candidate in undominated else ""
-        interval = f"[{format_energy(candidate.low_j)}, {format_energy(candidate.high_j)}]"
-        energy = f"{format_energy(candidate.energy_j)} {interval}".replace("[", r"\[")
+        energy = format_energy_interval(candidate.energy_j, candidate.low_j, candidate.high_j).replace("[", r"\[")
         table.add_row(candidate.name, f"{candidate.accuracy:.1%}", energy, str(candidate.quality), remark)
     return table
 
@@ -184,6 +183,7 @@ def _comparison(candidates: list[Candidate], chosen: Candidate, undominated: lis
 def _say_where_to_look(run_id: str, page: Path) -> None:
     home = os.environ["PREFECT_HOME"]
     lines = (
+        "What is measured on this machine, what is not, and why:  .venv/prefect/bin/tao-flows doctor",
         f"The same report as a page:  {page}",
         "In Prefect's own UI: keep a server up with",
         f"    PREFECT_HOME={home} .venv/prefect/bin/prefect server start",
