@@ -12,6 +12,7 @@ import typer
 from tao_flows.cli._console import fail, print_json, stderr, stdout
 from tao_flows.config import SETTINGS, EnergyBudget, Resolved, env_name, load_config, mask_password
 from tao_flows.errors import ConfigError, MissingExtraError
+from tao_flows.pools import load_pools
 from tao_flows.units import format_duration, format_energy
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def config_command(
     """Show every setting and its value."""
     try:
         resolved = _resolve(engine)
+        if resolved.config.pools is not None:
+            load_pools(resolved.config.pools)  # named here or mistaken here, it is looked for here
     except (ConfigError, MissingExtraError) as error:
         fail(error)
     for remark in resolved.remarks:

@@ -13,6 +13,7 @@ from tao_flows.clock import SystemClock
 from tao_flows.config import TaoConfig, load_config, mask_password
 from tao_flows.errors import TaoError
 from tao_flows.ledger import open_ledger
+from tao_flows.pools import load_pools
 from tao_flows.report.text import count
 from tao_flows.telemetry.cputime import FOR_COMMANDS, FOR_THREADS, chosen, cpu_diagnoses
 from tao_flows.telemetry.discover import discover
@@ -60,6 +61,7 @@ def examine(config: TaoConfig) -> dict[str, Any]:
         },
         "agent": {},
         "ledger": _ledger(config),
+        "pools": _pools(config),
         "engines": {name: _engine(name, package) for name, package in _ENGINES.items()},
     }
 
@@ -73,6 +75,18 @@ def _ledger(config: TaoConfig) -> dict[str, Any]:
     except TaoError as error:
         return {**row, "status": "broken", "code": error.code, "summary": error.summary, "remedy": error.remedy}
     return {**row, "summary": f"{count(runs, 'run')} recorded"}
+
+
+def _pools(config: TaoConfig) -> dict[str, Any]:
+    row = {"path": None, "status": "absent", "code": "", "summary": "none described", "remedy": ""}
+    if config.pools is None:
+        return row
+    row |= {"path": str(config.pools), "status": "ready"}
+    try:
+        described = load_pools(config.pools)
+    except TaoError as error:
+        return {**row, "status": "broken", "code": error.code, "summary": error.summary, "remedy": error.remedy}
+    return {**row, "summary": f"{', '.join(pool.pool_id for pool in described)} in {config.pools}"}
 
 
 def _engine(name: str, package: str) -> dict[str, Any]:
@@ -118,6 +132,7 @@ def _show(found: dict[str, Any]) -> None:
     rest.add_row("energy from", " + ".join(picked["energy"]) or "nothing: every figure will be unknown")
     rest.add_row("CPU time of", f"commands: {picked['cpu_time']}; tasks: {picked['cpu_time_threads']}")
     rest.add_row("ledger", _what({**ledger, "summary": f"{ledger['url']}: {ledger['summary']}"}))
+    rest.add_row("pools", _what(found["pools"]))
     for name, engine in found["engines"].items():
         rest.add_row(name, _what(engine))
     for remark in found["remarks"]:

@@ -176,6 +176,9 @@ def _show(measured: Measurement, result: CommandResult) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
     if energy.unknown_parts:
         parts = ", ".join(energy.unknown_parts)
-        console.print(f"  unknown: {parts}; tao-flows doctor says why", markup=False, highlight=False, soft_wrap=True)
+        # Of the estimate only memory is ever missing: a command of milliseconds is over before it is looked at.
+        estimated = all(part.endswith("(estimate)") for part in energy.unknown_parts)
+        why = "the command was too short to look at" if estimated else "tao-flows doctor says why"
+        console.print(f"  unknown: {parts}; {why}", markup=False, highlight=False, soft_wrap=True)
     if measured.model:
         console.print(f"  model: {measured.model}", markup=False, highlight=False, soft_wrap=True)

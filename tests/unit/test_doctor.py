@@ -185,3 +185,17 @@ def test_for_people_it_fits_in_eighty_columns_and_says_the_same(
         assert text in said
     narrow = "".join(line[32:].strip() for line in done.stdout.splitlines())
     assert row(found, "rapl")["remedy"].replace(" ", "") in narrow.replace(" ", "")
+
+
+def test_a_wrong_field_in_the_pools_file_is_a_broken_row_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools = tmp_path / "pools.toml"
+    pools.write_text('[[pools]]\npool_id = "north"\nzone = "SE"\n')
+    monkeypatch.setenv("TAO_FLOWS_POOLS", str(pools))
+    assert (examined()["pools"]["status"], examined()["pools"]["summary"]) == ("ready", f"north in {pools}")
+    pools.write_text('[[pools]]\npool_id = "north"\nzoone = "SE"\n')
+    row = examined()["pools"]
+    assert (row["status"], row["code"]) == ("broken", "BAD_POOL")
+    assert "'zoone'" in row["summary"]
+    assert "'zone'" in row["remedy"]
