@@ -87,7 +87,7 @@ def test_a_burn_costs_what_it_says_it_used(source, tmp_path):
     outcome, truth_s = measured(source, tmp_path, "burn(0.5)\n" + TELL)
 
     assert truth_s >= 0.5
-    assert outcome["cpu"]["cpu_s"] == pytest.approx(truth_s, rel=0.03, abs=0.03)
+    assert outcome["cpu"]["cpu_s"] == pytest.approx(truth_s, rel=0.05, abs=0.05)
     assert outcome["wall_s"] >= outcome["cpu"]["cpu_s"] * 0.9
     assert outcome["cpu"]["lower_bound"] is (source == "wait4")
     assert bool(outcome["events"]) is (source != "cgroup")
@@ -98,7 +98,7 @@ def test_short_lived_children_are_counted(source, tmp_path):
     outcome, truth_s = measured(source, tmp_path, script + TELL)
 
     assert truth_s >= 0.4
-    assert outcome["cpu"]["cpu_s"] == pytest.approx(truth_s, rel=0.05, abs=0.03)
+    assert outcome["cpu"]["cpu_s"] == pytest.approx(truth_s, rel=0.05, abs=0.05)
 
 
 def test_a_process_whose_parent_ended_first_is_counted_where_the_source_can(source, tmp_path):
@@ -115,7 +115,7 @@ def test_a_process_whose_parent_ended_first_is_counted_where_the_source_can(sour
         assert outcome["cpu"]["lower_bound"]
         assert outcome["cpu"]["cpu_s"] == pytest.approx(truth_s, abs=0.03)
     else:
-        assert outcome["cpu"]["cpu_s"] == pytest.approx(truth_s + 0.4, rel=0.05, abs=0.03)
+        assert outcome["cpu"]["cpu_s"] == pytest.approx(truth_s + 0.4, rel=0.05, abs=0.05)
 
 
 def test_a_child_that_nobody_waits_for_is_found_by_looking_where_there_is_no_counter(tmp_path):

@@ -51,7 +51,7 @@ def test_a_thread_is_counted_and_its_sleep_is_not(clock):
     time.sleep(0.1)
     burn(0.2)
 
-    assert clock.cpu_s() - before_s == pytest.approx(time.thread_time() - own_s, rel=0.02, abs=0.002)
+    assert clock.cpu_s() - before_s == pytest.approx(time.thread_time() - own_s, rel=0.1, abs=0.005)
 
 
 COUNT_STARTED = """
