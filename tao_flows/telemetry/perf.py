@@ -12,8 +12,9 @@ import errno
 import os
 import struct
 import sys
+from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tao_flows.errors import SourceError
 from tao_flows.telemetry.procfs import PROC_ROOT
@@ -32,6 +33,7 @@ _INHERIT: Final = 1 << 1
 _EXCLUDE_KERNEL: Final = 1 << 5
 _EXCLUDE_HYPERVISOR: Final = 1 << 6
 _ENABLE_ON_EXEC: Final = 1 << 12
+_REMOVE_ON_EXEC: Final = 1 << 36
 _CLOSE_ON_EXEC: Final = 8
 _ANY_CPU: Final = -1
 _NO_GROUP: Final = -1
@@ -45,26 +47,34 @@ class TaskClock:
     Args:
         tid: the thread, 0 for the calling one. Other threads of that process are not counted.
         on_exec: count from the moment the thread runs another program, for a child that waits to do so.
+        until_exec: no longer count a thread that runs another program. It needs Linux 5.13.
         proc_root: where the kernel's limit is read to explain a refusal.
 
     Raises:
-        SourceError: PERF_PARANOID, PERF_SECCOMP, PERF_ABSENT or PERF_FAILED.
+        SourceError: PERF_PARANOID, PERF_SECCOMP, PERF_ABSENT, PERF_GONE (no such thread) or PERF_FAILED.
     """
 
     source: Final = "perf"
 
-    def __init__(self, tid: int = 0, *, on_exec: bool = False, proc_root: Path = PROC_ROOT) -> None:
+    def __init__(
+        self, tid: int = 0, *, on_exec: bool = False, until_exec: bool = False, proc_root: Path = PROC_ROOT
+    ) -> None:
         self._fd = -1
-        flags = _INHERIT | _EXCLUDE_KERNEL | _EXCLUDE_HYPERVISOR
+        flags = _INHERIT | _EXCLUDE_KERNEL | _EXCLUDE_HYPERVISOR | (_REMOVE_ON_EXEC if until_exec else 0)
         self._fd = _open(tid, flags | (_DISABLED | _ENABLE_ON_EXEC if on_exec else 0), proc_root)
 
     def cpu_s(self) -> float | None:
         """CPU seconds counted so far, of what has ended and of what still runs; None when it cannot be read."""
+        count_ns = self.cpu_ns()
+        return None if count_ns is None else s_from_ns(count_ns)
+
+    def cpu_ns(self) -> int | None:
+        """The same in nanoseconds."""
         try:
             raw = os.read(self._fd, _COUNT_BYTES)
         except OSError:
             return None
-        return s_from_ns(int.from_bytes(raw, sys.byteorder)) if len(raw) == _COUNT_BYTES else None
+        return int.from_bytes(raw, sys.byteorder) if len(raw) == _COUNT_BYTES else None
 
     def close(self) -> None:
         """Stops counting. May be called twice."""
@@ -85,14 +95,10 @@ def _open(tid: int, flags: int, proc_root: Path) -> int:
     number = _SYSCALL.get(machine) if sys.platform == "linux" and sys.maxsize > 2**32 else None
     if number is None:
         raise SourceError("PERF_ABSENT", f"perf events are not known to tao-flows on {machine} ({sys.platform})")
-    packed = _ATTRIBUTES.pack(_TYPE_SOFTWARE, _ATTRIBUTES.size, _TASK_CLOCK, 0, 0, 0, flags, 0, 0, 0)
-    attributes = ctypes.create_string_buffer(packed, len(packed))
-    syscall = ctypes.CDLL(None, use_errno=True).syscall
-    syscall.restype = ctypes.c_long
     fd = int(
-        syscall(
+        _syscall()(
             ctypes.c_long(number),
-            attributes,
+            _attributes(flags),
             ctypes.c_int(tid),
             ctypes.c_int(_ANY_CPU),
             ctypes.c_int(_NO_GROUP),
@@ -102,6 +108,24 @@ def _open(tid: int, flags: int, proc_root: Path) -> int:
     if fd < 0:
         raise _refusal(ctypes.get_errno(), proc_root)
     return fd
+
+
+@cache
+def _syscall() -> Any:
+    # Looking it up costs more than the call itself, which is made for every task.
+    import ctypes
+
+    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    syscall.restype = ctypes.c_long
+    return syscall
+
+
+@cache
+def _attributes(flags: int) -> Any:
+    import ctypes
+
+    packed = _ATTRIBUTES.pack(_TYPE_SOFTWARE, _ATTRIBUTES.size, _TASK_CLOCK, 0, 0, 0, flags, 0, 0, 0)
+    return ctypes.create_string_buffer(packed, len(packed))
 
 
 def _refusal(number: int, proc_root: Path) -> SourceError:
@@ -121,6 +145,8 @@ def _refusal(number: int, proc_root: Path) -> SourceError:
         )
     if number in {errno.ENOSYS, errno.ENOENT, errno.EOPNOTSUPP}:
         return SourceError("PERF_ABSENT", f"the kernel has no perf task-clock: {said}")
+    if number == errno.ESRCH:
+        return SourceError("PERF_GONE", f"there is no such thread: {said}")
     if number in {errno.EMFILE, errno.ENFILE}:
         return SourceError("PERF_FAILED", f"no file descriptor is left for a perf event: {said}", "raise `ulimit -n`")
     return SourceError("PERF_FAILED", f"the perf event cannot be opened: {said}")

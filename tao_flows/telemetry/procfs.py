@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from tao_flows.records import Segment
+from tao_flows.units import NS_PER_S
 
 PROC_ROOT: Final = Path("/proc")
 TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
@@ -27,6 +28,7 @@ _MEMORY_KIB: Final = re.compile(rb"^MemTotal: +(\d+) kB$(?s:.*?)^MemAvailable: +
 _BUSY_COLUMNS: Final = (0, 1, 2, 5, 6)
 """user, nice, system, irq, softirq of the ``cpu`` line: not idle and iowait, nor steal, which others ran in.
 Guest time is already in user and nice."""
+_THREAD_GROUP: Final = re.compile(rb"^Tgid:\s*(\d+)$", re.MULTILINE)
 _STAT_BYTES: Final = 512
 
 ProcessId = int | Literal["self"]
@@ -48,6 +50,8 @@ class ProcessStat:
     start_ticks: int
     """When it started, in ticks since boot; with the pid it names the process for good."""
     resident_bytes: int
+    stack_start: int
+    """Address at which its program's stack begins, drawn anew whenever it runs a program; 0 where it is hidden."""
 
 
 def process_stat(pid: ProcessId, proc_root: Path = PROC_ROOT) -> ProcessStat | None:
@@ -68,6 +72,7 @@ def process_stat(pid: ProcessId, proc_root: Path = PROC_ROOT) -> ProcessStat | N
             children_cpu_s=(children_user + children_system) / TICKS_PER_S,
             start_ticks=int(columns[19]),
             resident_bytes=int(columns[21]) * PAGE_BYTES,
+            stack_start=int(columns[25]),
         )
     except (ValueError, IndexError):
         return None
@@ -79,6 +84,30 @@ def command_line(pid: ProcessId, proc_root: Path = PROC_ROOT) -> tuple[str, ...]
     if raw is None:
         return None
     return tuple(os.fsdecode(part) for part in raw.removesuffix(b"\0").split(b"\0")) if raw else ()
+
+
+def process_of(tid: int, proc_root: Path = PROC_ROOT) -> int | None:
+    """The process that a thread is of, or None when it is gone or hidden."""
+    found = _THREAD_GROUP.search(_read(proc_root / str(tid) / "status") or b"")
+    return None if found is None else int(found[1])
+
+
+def thread_cpu_ns(pid: int, tid: int, proc_root: Path = PROC_ROOT) -> int | None:
+    """A thread's CPU nanoseconds up to its last tick or switch, or None when it is gone or hidden.
+
+    In steps of 1/TICKS_PER_S where the kernel keeps no scheduling statistics (CONFIG_SCHED_INFO).
+    """
+    columns = (_read(proc_root / f"{pid}/task/{tid}/schedstat") or b"").split()
+    # All three are 0 where the kernel was told not to keep them; and of a thread that never ran.
+    if len(columns) == 3 and columns[2] != b"0":
+        return int(columns[0])
+    stat = process_stat(tid, proc_root / f"{pid}/task")
+    return None if stat is None else round(stat.cpu_s * NS_PER_S)
+
+
+def children_of_thread(pid: int, tid: int, proc_root: Path = PROC_ROOT) -> frozenset[int]:
+    """Processes that a thread started and that live; none where the kernel does not tell (CONFIG_PROC_CHILDREN)."""
+    return frozenset(map(int, (_read(proc_root / f"{pid}/task/{tid}/children") or b"").split()))
 
 
 def processes(proc_root: Path = PROC_ROOT) -> tuple[int, ...]:
