@@ -27,7 +27,8 @@ CHART_CSS: Final = """
 .chart .measured{fill:var(--measured,#0072b2)}.chart .attributed{fill:var(--attributed,#009e73)}
 .chart .estimated{fill:var(--estimated,#e69f00)}.chart .unknown{fill:var(--unknown,#8a929d)}
 .chart .tasks{fill:var(--tasks,#0072b2)}.chart .overhead{fill:var(--overhead,#d55e00)}
-.chart .idle{fill:var(--idle,#56b4e9)}.chart .unattributed{fill:var(--unattributed,#b4bac2)}
+.chart .idle{fill:var(--idle,#56b4e9)}.chart .allocated_idle{fill:var(--allocated-idle,#cc79a7)}
+.chart .unattributed{fill:var(--unattributed,#b4bac2)}
 .chart .stripe{stroke:var(--paper,#fff);stroke-width:3;stroke-opacity:.45}
 .chart .whisker{stroke:var(--ink,#1c2430);stroke-width:1.4;stroke-opacity:.75;fill:none}
 .chart .grid{stroke:var(--line,#dfe4ea);stroke-width:1}.chart .paper{fill:var(--paper,#fff)}
@@ -116,7 +117,7 @@ def account_chart(account: Account, room: Room = PAGE, *, name: str = "account")
         if line.share is None or line.share <= 0:
             continue
         width = line.share * room.width
-        tip = f"{line.name}: {format_energy(line.value_j)}, {percent(line.share)}"
+        tip = f"{line.title}: {format_energy(line.value_j)}, {percent(line.share)}"
         body.append(_rect(_Box(x, 0, width, 30), line.name, hatch=name if estimated else "", tip=tip))
         # Room for the text, and paper under it where hatching would make it hard to read.
         if width > 56:
@@ -130,7 +131,7 @@ def account_chart(account: Account, room: Room = PAGE, *, name: str = "account")
         left = index * step
         hatch = name if estimated and line.share is not None else ""
         body.append(_rect(_Box(left, 44, 14, 14), line.name, hatch=hatch))
-        body.append(_text(left + 20, 55.5, line.name, ""))
+        body.append(_text(left + 20, 55.5, line.title, ""))
         said = "unknown" if line.share is None else f"{format_energy(line.value_j)}, {percent(line.share)}"
         body.append(_text(left + 20, 73, said, "soft num"))
     return Drawing(name, "Where the joules of the hosts went", room.width, 80, tuple(body))

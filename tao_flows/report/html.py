@@ -15,7 +15,7 @@ from tao_flows.report.chart import Drawing, account_chart, energy_chart, timelin
 from tao_flows.report.model import RunReport
 from tao_flows.report.rows import FlowBody, TaskRow
 from tao_flows.report.style import STYLE
-from tao_flows.report.summary import ACCOUNT_LINES, TaskGroup, account_lines, dearest
+from tao_flows.report.summary import AccountLine, TaskGroup, account_lines, dearest
 from tao_flows.report.text import (
     FLOW_BODY,
     QUALITY_MEANING,
@@ -139,8 +139,10 @@ def _account(report: RunReport) -> str:
         )
         if value is not None
     ]
-    said = f"{' and '.join(wholes)} on {count(len(report.hosts), 'host')}" if wholes else "Not known"
-    meanings = "".join(f"<b>{name.capitalize()}</b>: {meaning}. " for name, meaning in ACCOUNT_LINES.items())
+    # A node agent tells ordinary users their own part and nothing of the host's.
+    unknown = "Not known" if account.tasks_uj is None else "The user's own part; the whole is not known"
+    said = f"{' and '.join(wholes)} on {count(len(report.hosts), 'host')}" if wholes else unknown
+    meanings = "".join(f"<b>{line.title.capitalize()}</b>: {line.meaning}. " for line in account_lines(account))
     return (
         f'<section><h2>Where the joules went</h2><p class="soft">{_e(said)}.</p>{_chart(account_chart(account))}'
         f'<p class="meanings">{meanings}</p>{_hosts(report)}</section>'
@@ -150,15 +152,22 @@ def _account(report: RunReport) -> str:
 def _hosts(report: RunReport) -> str:
     if len(report.hosts) < 2:
         return ""
+    lines = account_lines(report.account)
+    gpu = report.account.allocated_idle_uj is not None
+
+    def energy(line: AccountLine) -> str:
+        # A host without a GPU has nothing there to know.
+        return "–" if line.name == "allocated_idle" and line.value_j is None else format_energy(line.value_j)
+
     rows = (
         [
             _cell(_e(host.host), "name"),
-            *(_cell(_e(format_energy(line.value_j)), "r") for line in account_lines(host.account)),
+            *(_cell(_e(energy(line)), "r") for line in account_lines(host.account, gpu=gpu)),
             _cell(_badge(host.account.quality)),
         ]
         for host in report.hosts[:_LIST_LIMIT]
     )
-    heads = ("Host", "Tasks>", "Overhead>", "Idle>", "Unattributed>", "Quality")
+    heads = ("Host", *(f"{line.title.capitalize()}>" for line in lines), "Quality")
     return _table(heads, rows)
 
 

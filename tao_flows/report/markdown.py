@@ -118,7 +118,7 @@ def _account(report: RunReport) -> str:
     if not report.hosts:
         return ""
     rows = [
-        [line.name, _unbroken(format_energy(line.value_j)), _unbroken(_m(percent(line.share))), line.meaning]
+        [line.title, _unbroken(format_energy(line.value_j)), _unbroken(_m(percent(line.share))), line.meaning]
         for line in account_lines(report.account)
     ]
     return (

@@ -26,6 +26,7 @@ def notes_of(tasks: Sequence[TaskRecord], energy: Figure, accounts: Sequence[Hos
             _unknown(energy),
             *_estimated(measurements),
             _attributed(measurements),
+            _calibrated(tasks),
             _idle(accounts),
             _no_account(tasks, accounts),
             _disagreement(energy, accounts),
@@ -75,13 +76,27 @@ def _attributed(measurements: Sequence[Measurement]) -> str:
     )
 
 
+def _calibrated(tasks: Sequence[TaskRecord]) -> str:
+    baselines = dict.fromkeys(
+        f"{record.segment.host} {record.measurement.baseline}"
+        for record in tasks
+        if record.measurement is not None and record.measurement.baseline is not None
+    )
+    if not baselines:
+        return ""
+    return (
+        f"Idle is a baseline ({'; '.join(baselines)}) times the window: it is taken off before tasks get their shares, "
+        "and its spread is in their bounds."
+    )
+
+
 def _idle(accounts: Sequence[HostAccount]) -> str:
     hosts = dict.fromkeys(a.host for a in accounts if a.account.counter_uj is not None and a.account.idle_uj is None)
     if not hosts:
         return ""
     return (
         f"Idle power is not calibrated on {listed(tuple(hosts))}: active energy is the whole counter, so that tasks "
-        "carry a part of what the host draws at rest."
+        "carry a part of what the host draws at rest (tao-flows calibrate measures it)."
     )
 
 

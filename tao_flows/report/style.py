@@ -9,12 +9,12 @@ from tao_flows.report.chart import CHART_CSS
 _DARK: Final = """
 --ink:#e6eaf0;--soft:#9aa6b5;--paper:#151b23;--page:#0d1117;--line:#2a3441;--wash:#1b232d;
 --measured:#4aa8e0;--attributed:#2bbd92;--estimated:#e9ab27;--unknown:#8a929d;
---tasks:#3d9bd6;--overhead:#e8753a;--idle:#7fc8f0;--unattributed:#6d7785;--bad:#ff8b7e;--good:#5fd0a5
+--tasks:#3d9bd6;--overhead:#e8753a;--idle:#7fc8f0;--allocated-idle:#d495b9;--unattributed:#6d7785;--bad:#ff8b7e;--good:#5fd0a5
 """
 _LIGHT: Final = """
 --ink:#1c2430;--soft:#5b6675;--paper:#ffffff;--page:#f4f6f9;--line:#dfe4ea;--wash:#f7f9fb;
 --measured:#0072b2;--attributed:#009e73;--estimated:#e69f00;--unknown:#8a929d;
---tasks:#0072b2;--overhead:#d55e00;--idle:#56b4e9;--unattributed:#b4bac2;--bad:#b3261e;--good:#00704f
+--tasks:#0072b2;--overhead:#d55e00;--idle:#56b4e9;--allocated-idle:#cc79a7;--unattributed:#b4bac2;--bad:#b3261e;--good:#00704f
 """
 STYLE: Final = f"""
 :root{{color-scheme:light dark;{_LIGHT}}}

@@ -16,6 +16,7 @@ ACCOUNT_LINES: Final = {
     "tasks": "the tasks' code, and the flow's own",
     "overhead": "the engine, its part of each task process, and tao-flows itself",
     "idle": "what the host draws at rest",
+    "allocated_idle": "GPUs that were held and not used, and what held GPUs draw at rest",
     "unattributed": "everything else on the host",
 }
 
@@ -29,6 +30,11 @@ class AccountLine:
     value_j: float | None
     share: float | None
     """Of the known lines; None when unknown."""
+
+    @property
+    def title(self) -> str:
+        """The name in words."""
+        return self.name.replace("_", " ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +128,24 @@ def _rank(energy: Figure) -> int:
     return -1 if energy.value_uj is None else energy.value_uj
 
 
-def account_lines(account: Account) -> tuple[AccountLine, ...]:
-    """The four lines, in their order; an unknown line has neither value nor share."""
-    values_uj = {name: getattr(account, f"{name}_uj") for name in ACCOUNT_LINES}
+def account_lines(account: Account, *, gpu: bool | None = None) -> tuple[AccountLine, ...]:
+    """The lines, in their order; an unknown line has neither value nor share.
+
+    Args:
+        account: what is shown.
+        gpu: whether there is a line for held GPUs; None for where something is known of one.
+    """
+    names = [*ACCOUNT_LINES]
+    if not (account.allocated_idle_uj is not None if gpu is None else gpu):
+        names.remove("allocated_idle")
+    values_uj = {name: getattr(account, f"{name}_uj") for name in names}
     whole_uj = sum(value for value in values_uj.values() if value is not None)
     return tuple(
         AccountLine(
             name,
-            meaning,
+            ACCOUNT_LINES[name],
             joules(values_uj[name]),
             None if values_uj[name] is None or whole_uj <= 0 else values_uj[name] / whole_uj,
         )
-        for name, meaning in ACCOUNT_LINES.items()
+        for name in names
     )

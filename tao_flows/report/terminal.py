@@ -53,9 +53,11 @@ _ACCOUNT_FILL: Final = {
     "tasks": ("█", "blue"),
     "overhead": ("▓", "red"),
     "idle": ("▒", "cyan"),
+    "allocated_idle": ("▚", "magenta"),
     "unattributed": ("░", "white"),
 }
 _WIDE: Final = 100
+_LEGEND_COLUMNS: Final = 4
 _SHARE_BAR: Final = 10
 _LIST_LIMIT: Final = 10
 
@@ -180,9 +182,9 @@ def _account(report: RunReport, width: int) -> RenderableType:
         bar.append(fill * (round(end) - before), style)
         before = round(end)
         said = "unknown" if line.share is None else f"{format_energy(line.value_j)} ({percent(line.share)})"
-        legend.append(Text.assemble((fill, style), f" {line.name} {said}"))
+        legend.append(Text.assemble((fill, style), f" {line.title} {said}"))
     names = Table.grid(padding=(0, 3, 0, 0))
-    step = len(legend) if width >= _WIDE else 2
+    step = 2 if width < _WIDE else len(legend) if len(legend) <= _LEGEND_COLUMNS else 3
     for first in range(0, len(legend), step):
         names.add_row(*legend[first : first + step])
     hosts = f"on {count(len(report.hosts), 'host')}, {report.account.quality}"

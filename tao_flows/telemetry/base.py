@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 DomainKind = Literal["package", "core", "uncore", "dram", "psys", "gpu", "other"]
 
@@ -59,10 +59,43 @@ class EnergySource(Protocol):
         ...
 
 
-@runtime_checkable
-class DeviceHolders(Protocol):
-    """A source whose devices are held by processes (GPUs)."""
+UNSEEN_PROCESS: Final = 0
+"""Stands, where process numbers do, for processes that a device may have and does not name."""
 
-    def holders(self) -> Mapping[str, frozenset[int] | None]:
-        """By domain, the processes that hold the device now; None where it cannot be said."""
+
+@dataclass(frozen=True, slots=True)
+class DeviceUse:
+    """Which processes hold a device, and use it."""
+
+    holders: frozenset[int] | None
+    """Those that hold it now; None where it cannot be said."""
+    utilisation: Mapping[int, float] | None
+    """By process, seconds of full use since the last call that said something; a process that is not in it did not
+    use it. None where nothing can be said, or not yet: what comes later then covers this time, too."""
+    code: str = ""
+    """Why nothing can be said; empty where something is said, or nothing yet."""
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """Every process that is named."""
+        return (self.holders or frozenset()) | (self.utilisation or {}).keys()
+
+
+@runtime_checkable
+class RawReader(Protocol):
+    """A source that can be read with less work while nothing is out of the ordinary."""
+
+    def read_raw(self) -> tuple[int, ...] | None:
+        """Microjoules in the order of ``domains``, no older than ``read`` would give them; None where that must say."""
+        ...
+
+
+@runtime_checkable
+class DeviceUsers(Protocol):
+    """A source whose devices are used by processes (GPUs). One source object serves one caller."""
+
+    domains: tuple[Domain, ...]
+
+    def use(self, domain: str) -> DeviceUse:
+        """Who holds the device now, and how much each process used it since the last call for it."""
         ...

@@ -10,10 +10,11 @@ from typing import Any, Final
 from tao_flows.clock import Clock
 from tao_flows.errors import SourceError
 from tao_flows.telemetry import procfs
-from tao_flows.telemetry.base import Domain, Reading
-from tao_flows.units import NS_PER_S, UJ_PER_J, UJ_PER_MJ
+from tao_flows.telemetry.base import UNSEEN_PROCESS, DeviceUse, Domain, Reading
+from tao_flows.units import NS_PER_S, NS_PER_US, UJ_PER_J, UJ_PER_MJ
 
-_COUNTER_INTERVAL_S: Final = 10.0
+_COUNTER_INTERVAL_S: Final = 1.0
+"""A counter could wait far longer; who holds a GPU, and how much it is used, is seen about as often as NVML says it."""
 _POWER_INTERVAL_S: Final = 0.1
 _LONGEST_STEP_NS: Final = NS_PER_S
 """Ten missed samples. Over more than this, what lies between two powers is not known."""
@@ -21,6 +22,10 @@ _BREAK_UJ: Final = 10**9 * UJ_PER_J
 """More than a GPU draws in a process's life: every break in the integral steps the count down by this."""
 _HOLDER_FUNCTIONS: Final = ("nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetComputeRunningProcesses_v2")
 """Newest first. The name without a version is pynvml's v3 again, with an error outside NVMLError's tree."""
+_SAMPLED_NS: Final = 2 * NS_PER_S
+"""NVML's sampling periods last up to a second: one lies wholly within any two, and has an end that was seen."""
+_LAG_NS: Final = NS_PER_S
+"""A period's samples may come as much after its end."""
 _DRIVER_REMEDY: Final = "see that nvidia-smi works: load the driver, or reboot after a driver update"
 
 _Read = Callable[[int], int]
@@ -28,11 +33,11 @@ _Read = Callable[[int], int]
 
 
 class NvmlSource:
-    """Every GPU that NVML can meter, as an EnergySource, with the processes that hold each.
+    """Every GPU that NVML can meter, as an EnergySource, with the processes that hold and use each (DeviceUsers).
 
     Domains are ``gpu-0``, ``gpu-1``, ... in NVML's order; ``uuids`` names the boards. A GPU with neither an
     energy counter nor a power is left out, with its reason in ``notes``. With MIG on, there is no power by
-    instance: the whole board is one domain, marked MIG_SHARED.
+    instance: the whole board is one domain, marked MIG_SHARED, and its processes are shown on it.
 
     Raises:
         SourceError: NVML_EXTRA_MISSING, NVML_ABSENT, NVML_DRIVER, NVML_PERMISSION, NVML_NO_GPU,
@@ -44,7 +49,10 @@ class NvmlSource:
     def __init__(self, clock: Clock) -> None:
         self._nvml: Any = _import_nvml()
         self._now = clock.monotonic_ns
+        self._wall_ns = clock.wall_ns
         self._handles: dict[str, Any] = {}
+        self._sliced: set[str] = set()
+        self._used_until_ns: dict[str, int] = {}
         self._reads: list[_Read] = []
         self.uuids: dict[str, str] = {}
         self._is_open = False
@@ -65,14 +73,39 @@ class NvmlSource:
         """One reading a GPU, in the order of ``domains``. Never raises."""
         return tuple([self._reading(read) for read in self._reads])
 
-    def holders(self) -> Mapping[str, frozenset[int] | None]:
-        """By domain, the processes that compute on it; None where NVML cannot say, and inside a PID namespace.
+    def use(self, domain: str) -> DeviceUse:
+        """Who computes on a GPU now, and how much each process used it since the last call for it. Never raises.
 
-        NVML numbers processes as the host does: in a container its numbers are not those of our processes.
+        NVML keeps a sample for each process that used the GPU: when it last did, and the mean share of time in which
+        its kernels ran (``smUtil``) since a time stamp that the caller gives. This source keeps one stamp a GPU, so
+        that successive calls share out all of the time and none of it twice: it serves one caller, who calls about
+        every second. Samples come every 1/6 s to 1 s, and up to a second late:
+
+        * the first call says nothing, and begins;
+        * a call that finds new samples says what was used up to the newest of them, in seconds of full use;
+        * one that finds none says that nobody used the GPU once two seconds are without, and else not yet (None
+          without a code): the next call covers that time, too.
+
+        A process that ran only copies or video engines has one percent: what used the GPU is never nothing.
+
+        Codes: GPU_PID_NAMESPACE, NVML numbers processes as the host does, and this process is in another PID
+        namespace; GPU_UTILISATION_NOT_SUPPORTED by this GPU, its driver, or with MIG; GPU_UTILISATION_FAILED:name of
+        NVML's error. With MIG, processes of other slices may not be shown: UNSEEN_PROCESS stands for them.
         """
         if not procfs.in_hosts_pid_namespace():
-            return dict.fromkeys(self._handles)
-        return {domain_id: self._holders_of(handle) for domain_id, handle in self._handles.items()}
+            return DeviceUse(None, None, "GPU_PID_NAMESPACE")
+        holders = self._holders_of(self._handles[domain])
+        if domain in self._sliced:
+            seen = holders | {UNSEEN_PROCESS} if holders else holders
+            return DeviceUse(seen, None, "GPU_UTILISATION_NOT_SUPPORTED")
+        try:
+            return DeviceUse(holders, self._used(domain))
+        except self._nvml.NVMLError_InsufficientSize:
+            return DeviceUse(holders, None)  # one more process than a moment before: the next call tells
+        except (self._nvml.NVMLError_NotSupported, self._nvml.NVMLError_FunctionNotFound):
+            return DeviceUse(holders, None, "GPU_UTILISATION_NOT_SUPPORTED")
+        except self._nvml.NVMLError as error:
+            return DeviceUse(holders, None, f"GPU_UTILISATION_FAILED:{_error_name(error)}")
 
     def close(self) -> None:
         """Gives NVML back. May be called twice."""
@@ -111,6 +144,7 @@ class NvmlSource:
             self.uuids[domain_id] = self._uuid(handle)
             if self._has_mig(handle):
                 events = (*events, "MIG_SHARED")
+                self._sliced.add(domain_id)
             domains.append(Domain(id=domain_id, kind="gpu", source=self.id, events=events))
         if not domains:
             raise SourceError(
@@ -143,6 +177,39 @@ class NvmlSource:
             return bool(self._nvml.nvmlDeviceGetMigMode(handle)[0])
         except self._nvml.NVMLError:
             return False
+
+    def _used(self, domain: str) -> Mapping[int, float] | None:
+        now_ns = self._wall_ns()
+        since_ns = self._used_until_ns.setdefault(domain, now_ns)
+        if now_ns <= since_ns:  # the first call, or the wall clock, which NVML's stamps are of, was set back
+            self._used_until_ns[domain] = now_ns
+            return None
+        samples = self._samples(self._handles[domain], since_ns // NS_PER_US)
+        if samples:
+            newest_ns = max(sample.timeStamp for sample in samples) * NS_PER_US
+            self._used_until_ns[domain] = newest_ns
+            used: dict[int, float] = {}
+            for sample in samples:
+                percent = sample.smUtil or int(any((sample.memUtil, sample.encUtil, sample.decUtil)))
+                used[sample.pid] = used.get(sample.pid, 0.0) + percent / 100 * (newest_ns - since_ns) / NS_PER_S
+            return used
+        if now_ns - since_ns < _SAMPLED_NS:
+            return None
+        self._used_until_ns[domain] = now_ns - _LAG_NS
+        return {}
+
+    def _samples(self, handle: Any, since_us: int) -> list[Any]:
+        nvml = self._nvml
+        try:
+            samples = nvml.nvmlDeviceGetProcessUtilization(handle, since_us)
+        except nvml.NVMLError_NotFound:
+            return []
+        except nvml.NVMLError as error:
+            if error.value == nvml.NVML_SUCCESS:  # pynvml raises this for success without a sample
+                return []
+            raise
+        # Drivers have been seen to give older samples too, empty ones, and percents of many thousands.
+        return [s for s in samples if s.pid and s.timeStamp > since_us and s.smUtil <= 100]
 
     def _holders_of(self, handle: Any) -> frozenset[int] | None:
         for name in _HOLDER_FUNCTIONS:

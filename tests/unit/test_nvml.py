@@ -30,6 +30,11 @@ def open_error():
     except SourceError as error:
         return [error.code, error.summary, error.remedy]
 def raw(readings): return [[r.raw_uj, r.error] for r in readings]
+def us(): return clock.wall_ns() // 1000
+def use(source, gpu="gpu-0"):
+    seen = source.use(gpu)
+    rounded = None if seen.utilisation is None else {pid: round(s, 6) for pid, s in seen.utilisation.items()}
+    return [None if seen.holders is None else sorted(seen.holders), rounded, seen.code]
 """
 
 
@@ -62,7 +67,7 @@ result = [raw(before), raw(after), [d.id for d in source.domains], source.domain
     assert after == [[6_500_000, ""]]
     assert ids == ["gpu-0"]
     assert events == []
-    assert interval_s == 10.0
+    assert interval_s == 1.0
 
 
 def test_each_of_two_gpus_is_a_domain_with_its_board_named(run: Callable[..., Any]) -> None:
@@ -167,7 +172,7 @@ result = type(delta(source.domains[0], before, source.read()[0])).__name__
 
 @pytest.mark.parametrize("macros", [(), ("WITHOUT_PROCESSES_V3",)], ids=["v3", "v2 alone"])
 def test_holders_are_the_processes_that_compute_on_each_gpu(run: Callable[..., Any], macros: tuple[str, ...]) -> None:
-    body = "result = {k: None if v is None else sorted(v) for k, v in NvmlSource(clock).holders().items()}"
+    body = "source = NvmlSource(clock)\nresult = {d.id: use(source, d.id)[0] for d in source.domains}"
     state = "count 3;energy0 1;energy1 1;energy2 1;pids0 41,42;pids2 !4"
     holders = run(state, body, *macros)
     assert holders["gpu-0"] == [41, 42]
@@ -176,16 +181,137 @@ def test_holders_are_the_processes_that_compute_on_each_gpu(run: Callable[..., A
 
 
 def test_a_library_without_the_optional_functions_still_meters(run: Callable[..., Any]) -> None:
-    body = "source = NvmlSource(clock)\nresult = [raw(source.read()), source.uuids, source.holders()]"
-    readings, uuids, holders = run("count 1;energy0 3", body, "WITHOUT_OPTIONAL")
+    body = """
+source = NvmlSource(clock)
+use(source)
+clock.advance(1)
+result = [raw(source.read()), source.uuids, use(source)]
+"""
+    readings, uuids, used = run("count 1;energy0 3", body, "WITHOUT_OPTIONAL")
     assert readings == [[3_000, ""]]
     assert uuids == {"gpu-0": ""}
-    assert holders == {"gpu-0": None}
+    assert used == [None, None, "GPU_UTILISATION_NOT_SUPPORTED"]
 
 
 def test_a_gpu_split_by_mig_is_marked_as_shared(run: Callable[..., Any]) -> None:
     body = "result = [d.events for d in NvmlSource(clock).domains]"
     assert run("count 2;energy0 1;mig0 1;energy1 1;mig1 0", body) == [["MIG_SHARED"], []]
+
+
+def test_the_processes_of_a_gpu_split_by_mig_show_on_the_board_beside_those_that_may_not_show(
+    run: Callable[..., Any],
+) -> None:
+    body = "source = NvmlSource(clock)\nresult = [use(source, d.id) for d in source.domains]"
+    state = "count 2;energy0 1;mig0 1;pids0 41;util0 41:9;energy1 1;mig1 1"
+    unsupported = "GPU_UTILISATION_NOT_SUPPORTED"
+    assert run(state, body) == [[[0, 41], None, unsupported], [[], None, unsupported]]
+
+
+def test_utilisation_is_of_the_time_since_the_last_call_in_seconds_of_full_use(run: Callable[..., Any]) -> None:
+    body = """
+source = NvmlSource(clock)
+first = use(source)
+clock.advance(1)
+put(f"count 1;energy0 1;pids0 41,42;util0 41:60:0:{us()},42:20:0:{us() - 300_000}")
+second = use(source)
+clock.advance(2)
+put(f"count 1;energy0 1;pids0 41,42;util0 41:50:0:{us()},42:20:0:{us() - 2_300_000}")
+result = [first, second, use(source)]
+"""
+    first, second, third = run("count 1;energy0 1;pids0 41,42;util0 41:99:0:1600000000000000", body)
+    assert first == [[41, 42], None, ""]
+    assert second == [[41, 42], {"41": 0.6, "42": 0.2}, ""]
+    # What 42 did was told before.
+    assert third == [[41, 42], {"41": 1.0}, ""]
+
+
+def test_two_gpus_have_their_own_time_stamps(run: Callable[..., Any]) -> None:
+    body = """
+source = NvmlSource(clock)
+use(source, "gpu-0"); use(source, "gpu-1")
+clock.advance(1)
+put(f"count 2;energy0 1;energy1 1;pids0 41;pids1 41;util0 41:60:0:{us()},41:60:0:5;util1 41:10:0:{us() - 500_000}")
+result = [use(source, "gpu-0"), use(source, "gpu-1")]
+"""
+    found = run("count 2;energy0 1;energy1 1", body)
+    assert found == [[[41], {"41": 0.6}, ""], [[41], {"41": 0.05}, ""]]
+
+
+def test_nobody_is_said_to_have_used_a_gpu_only_after_two_seconds_without_a_sample(run: Callable[..., Any]) -> None:
+    body = """
+source = NvmlSource(clock)
+result = [use(source)]
+for step_s in (1, 1, 1, 0.5):
+    clock.advance(step_s)
+    result.append(use(source))
+clock.advance(0.5)
+put(f"count 1;energy0 1;pids0 41;util0 41:50:0:{us() - 900_000}")
+result.append(use(source))
+"""
+    uses = run("count 1;energy0 1;pids0 41;util0 none", body)
+    assert [used for _, used, _ in uses[:5]] == [None, None, {}, {}, None]
+    # A sample that came late is not lost, and not taken for more time than it is of.
+    assert uses[5][1] == {"41": 0.55}
+
+
+def test_samples_that_a_driver_makes_up_are_left_out(run: Callable[..., Any]) -> None:
+    body = """
+source = NvmlSource(clock)
+use(source)
+clock.advance(1)
+put(f"count 1;energy0 1;util0 41:70:0:{us()},42:3452816:0:{us()},0:50:0:{us()}")
+result = use(source)
+"""
+    assert run("count 1;energy0 1", body)[1] == {"41": 0.7}
+
+
+def test_a_process_that_ran_a_video_engine_alone_did_use_the_gpu(run: Callable[..., Any]) -> None:
+    body = """
+source = NvmlSource(clock)
+use(source)
+clock.advance(1)
+put(f"count 1;energy0 1;util0 41:0:80:{us()},42:0:0:{us()}")
+result = use(source)
+"""
+    assert run("count 1;energy0 1", body)[1] == {"41": 0.01, "42": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("util", "code"),
+    [
+        ("util0 !3", "GPU_UTILISATION_NOT_SUPPORTED"),
+        ("util0 !15", "GPU_UTILISATION_FAILED:GPU_IS_LOST"),
+        ("util0 !0", ""),
+    ],
+    ids=["not supported", "lost", "success and no sample"],
+)
+def test_what_keeps_utilisation_from_being_read_is_said_and_holders_are_kept(
+    run: Callable[..., Any], util: str, code: str
+) -> None:
+    body = "source = NvmlSource(clock)\nuse(source)\nclock.advance(1)\nresult = use(source)"
+    assert run(f"count 1;energy0 1;pids0 41;{util}", body) == [[41], None, code]
+
+
+def test_a_wall_clock_that_was_set_back_begins_utilisation_afresh(run: Callable[..., Any]) -> None:
+    body = """
+source = NvmlSource(clock)
+use(source)
+clock.advance(-3600)
+set_back = use(source)
+clock.advance(1)
+put(f"count 1;energy0 1;util0 41:40:0:{us()}")
+result = [set_back[1], use(source)[1]]
+"""
+    assert run("count 1;energy0 1;util0 none", body) == [None, {"41": 0.4}]
+
+
+def test_in_another_pid_namespace_no_process_is_named(run: Callable[..., Any]) -> None:
+    body = """
+from tao_flows.telemetry import procfs
+procfs.in_hosts_pid_namespace = lambda: False
+result = use(NvmlSource(clock))
+"""
+    assert run("count 1;energy0 1;pids0 41;util0 41:9", body) == [None, None, "GPU_PID_NAMESPACE"]
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,28 @@ def test_the_terminal_shows_the_account_with_what_is_unknown_in_it() -> None:
     assert (bar.count("█"), bar.count("▓"), bar.count("░")) == (50, 17, 33)
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_the_line_of_held_gpus_is_shown_where_there_is_one_and_nowhere_else(width: int) -> None:
+    gpu = replace(MIXED.account, unattributed_uj=500_000, allocated_idle_uj=1_500_000)
+    hosts = (replace(MIXED.hosts[0], account=gpu), replace(MIXED.hosts[0], host="plain"))
+    held = replace(MIXED, account=Account.total([gpu, MIXED.account]), hosts=hosts)
+    shown = terminal(held, width)
+    assert "allocated idle 1.50 J (12 %)" in shown
+    assert max(len(line) for line in shown.splitlines()) <= width
+    bar = next(line for line in shown.splitlines() if "▓" in line and "tasks" not in line)
+    assert len(bar.rstrip()) == min(width - 2, 100)
+    assert "| allocated idle | 1.50\u00a0J |" in render_markdown(held)
+    page = render_html(held)
+    assert "<b>Allocated idle</b>: GPUs that were held and not used" in page
+    assert "<th class='r'>Allocated idle</th>" in page.replace('"', "'")
+    assert page.count("–</td>") == 1
+    drawing = ET.fromstring(account_chart(held.account).inline())
+    classes = [r.get("class") for r in drawing.iter(f"{SVG}rect") if r.find(f"{SVG}title") is not None]
+    assert classes == ["tasks", "overhead", "allocated_idle", "unattributed"]
+    for made in (terminal(MIXED, width), render_markdown(MIXED), render_html(MIXED)):
+        assert "llocated idle" not in made
+
+
 def test_many_mapped_tasks_are_one_line_on_the_terminal() -> None:
     many = report(*(task("embed", 1_000 * n, instance=str(n)) for n in range(1, 101)))
     lines = [line for line in terminal(many, 120).splitlines() if "embed" in line]

@@ -4,20 +4,29 @@
  *     energy0 1000        millijoules of GPU 0; a value such as !15 is returned as that NVML error
  *     power1 250000       milliwatts of GPU 1; a line that is missing is NVML_ERROR_NOT_SUPPORTED
  *     pids0 41,42         processes that compute on GPU 0
+ *     util0 41:60,42:5    their samples: process:smUtil[:decUtil[:microseconds since the epoch]], where a time that is
+ *                         missing is now; "none" is NVML_ERROR_NOT_FOUND
  *
  * Compiled with WITHOUT_ENERGY, WITHOUT_PROCESSES_V3 or WITHOUT_OPTIONAL it lacks those functions, as older
  * libraries do. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/time.h>
 
-enum { SUCCESS = 0, NOT_SUPPORTED = 3, INSUFFICIENT_SIZE = 7 };
+enum { SUCCESS = 0, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7 };
 
 typedef struct {
     unsigned pid;
     unsigned long long used_memory;
     unsigned gpu_instance, compute_instance;
 } process_info;
+
+typedef struct {
+    unsigned pid;
+    unsigned long long time_us;
+    unsigned sm, memory, encoder, decoder;
+} utilisation;
 
 static int text_of(const char *name, long index, char *value, size_t size) {
     char key[64], line_key[64], line_value[256];
@@ -131,5 +140,28 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, proce
 
 int nvmlDeviceGetComputeRunningProcesses_v2(void *device, unsigned *count, process_info *infos) {
     return processes(device, count, infos);
+}
+
+int nvmlDeviceGetProcessUtilization(void *device, utilisation *samples, unsigned *count, unsigned long long seen_us) {
+    char text[256];
+    unsigned found = 0;
+    struct timeval now;
+    gettimeofday(&now, NULL);
+    if (!text_of("util", index_of(device), text, sizeof text))
+        return NOT_SUPPORTED;
+    if (text[0] == '!')
+        return *count = 0, atoi(text + 1);
+    for (char *each = strtok(text, ","); each; each = strtok(NULL, ",")) {
+        utilisation one = {.time_us = now.tv_sec * 1000000ULL + now.tv_usec};
+        int fields = sscanf(each, "%u:%u:%u:%llu", &one.pid, &one.sm, &one.decoder, &one.time_us);
+        if (fields < 2 || one.time_us <= seen_us)
+            continue;
+        if (samples && found < *count)
+            samples[found] = one;
+        found++;
+    }
+    int fits = samples && found <= *count;
+    *count = found;
+    return !found ? NOT_FOUND : fits ? SUCCESS : INSUFFICIENT_SIZE;
 }
 #endif
