@@ -63,6 +63,8 @@ class CpuIdentity:
     confidence: Confidence
     how: str
     vcpus: int
+    brand: str = ""
+    """The maker's name for it, empty where there is none."""
 
 
 def read_cpu(proc_root: Path) -> CpuIdentity:
@@ -89,7 +91,7 @@ def identify(cpuinfo: str) -> CpuIdentity:
         vcpus += key == "processor"
         fields.setdefault(key, value.strip())
     microarchitecture, confidence, how = _told_by_model_or_flags(fields)
-    return CpuIdentity(microarchitecture, confidence, how, vcpus or os.cpu_count() or 1)
+    return CpuIdentity(microarchitecture, confidence, how, vcpus or os.cpu_count() or 1, fields.get("model name", ""))
 
 
 def _told_by_model_or_flags(fields: dict[str, str]) -> tuple[str, Confidence, str]:

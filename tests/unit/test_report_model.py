@@ -162,6 +162,15 @@ def test_an_uncalibrated_counter_is_said_to_be_wholly_active() -> None:
     assert not any("calibrated" in note for note in notes)
 
 
+def test_where_the_idle_line_comes_from_is_said_with_its_host() -> None:
+    taken_off = task(quality=Quality.ATTRIBUTED)
+    origin = "calibrated on 2026-09-21, 12.3 W ± 400 mW"
+    taken_off = replace(taken_off, measurement=replace(taken_off.measurement, baseline=origin))
+    (note,) = (note for note in report(taken_off, task("gpu", instance="b")).notes if "baseline" in note)
+    assert f"node-1 {origin}" in note
+    assert not any("baseline" in note for note in report(task()).notes)
+
+
 def test_windows_of_one_host_are_one_line_and_hosts_sum_to_the_account() -> None:
     one = Account(10, None, 4, 3, 2, 1, Quality.ATTRIBUTED)
     accounts = [HostAccount("b", one, 1.0, "w1"), HostAccount("a", one, 1.0, "w1"), HostAccount("b", one, 2.0, "w2")]
