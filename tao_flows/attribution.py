@@ -6,14 +6,17 @@ The rule (``figures.METHOD``), for each disjoint domain and window:
     task   = active * cpu_task / max(cpu_busy, cpu_task + cpu_overhead)
 
 idle is the calibrated baseline power times the window, at most the counter; without calibration it is unknown and
-active is the whole counter. What is neither task nor overhead nor idle is unattributed. Whole microjoules are
+active is the whole counter. The baseline's spread moves active both ways, and so the ends of the task's interval. What
+is neither task nor overhead nor idle is unattributed. GPUs have a rule of their own (``gpu.py``). Whole microjoules are
 handed out by largest remainder, so that the lines sum to the counter exactly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import NamedTuple
 
 from tao_flows.figures import Account, CpuTime, Figure, Quality
 from tao_flows.telemetry.estimate import Estimator
@@ -37,18 +40,18 @@ class CpuShares:
     """tao-flows' and the engine's."""
     busy_s: float | None
     """The whole host's, or None when it could not be read."""
+    weights: tuple[float, float, float] | None = field(init=False)
+    """Task, overhead and the rest, or None when a share cannot be said."""
 
-    @property
-    def weights(self) -> tuple[float, float, float] | None:
-        """Task, overhead and the rest, or None when a share cannot be said."""
-        if self.task.cpu_s is None or self.busy_s is None:
-            return None
-        task_s, overhead_s = max(0.0, self.task.cpu_s), max(0.0, self.overhead_s)
-        return task_s, overhead_s, max(0.0, self.busy_s - task_s - overhead_s)
+    def __post_init__(self) -> None:
+        weights = None
+        if self.task.cpu_s is not None and self.busy_s is not None:
+            task_s, overhead_s = max(0.0, self.task.cpu_s), max(0.0, self.overhead_s)
+            weights = task_s, overhead_s, max(0.0, self.busy_s - task_s - overhead_s)
+        object.__setattr__(self, "weights", weights)
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
+class Split(NamedTuple):
     """One domain's microjoules, split; the lines sum to the counter, an unknown idle counting as zero."""
 
     tasks_uj: int | None
@@ -56,11 +59,14 @@ class Split:
     idle_uj: int | None
     unattributed_uj: int | None
     figure: Figure
+    allocated_idle_uj: int | None = None
+    """Of a GPU that was held and not used; None for what is no GPU."""
 
     @property
     def whole_uj(self) -> int | None:
         """What was split; None when nothing was read."""
-        return _known_sum((self.tasks_uj, self.overhead_uj, self.idle_uj, self.unattributed_uj))
+        lines = (self.tasks_uj, self.overhead_uj, self.idle_uj, self.allocated_idle_uj, self.unattributed_uj)
+        return _known_sum(lines)
 
 
 def apportion(total: int, weights: Sequence[float]) -> list[int]:
@@ -69,25 +75,46 @@ def apportion(total: int, weights: Sequence[float]) -> list[int]:
     Raises:
         ValueError: a weight is negative, or all are zero.
     """
+    return apportion_whole(total, _whole_numbers(tuple(weights)))
+
+
+def apportion_whole(total: int, weights: Sequence[int]) -> list[int]:
+    """``apportion`` for whole weights, of which none is negative and not all are zero."""
+    whole = sum(weights)
+    parts = [total * weight // whole for weight in weights]
+    if extra := total - sum(parts):
+        remainders = [total * weight % whole for weight in weights]
+        for i in sorted(range(len(parts)), key=remainders.__getitem__, reverse=True)[:extra]:
+            parts[i] += 1
+    return parts
+
+
+@lru_cache(maxsize=16)
+def _whole_numbers(weights: tuple[float, ...]) -> tuple[int, ...]:
+    """Whole numbers in the same proportions. The domains of a window are all split by the same weights."""
     if min(weights) < 0 or not any(weights):
         raise ValueError(f"weights must be non-negative and not all zero: {weights}")
     # A float is a whole number over a power of two: in whole numbers nothing is lost, and 0 gets 0.
     ratios = [weight.as_integer_ratio() for weight in weights]
     common = max(below for _, below in ratios)
-    exact = [above * (common // below) for above, below in ratios]
-    whole = sum(exact)
-    parts, remainders = zip(*(divmod(total * weight, whole) for weight in exact), strict=True)
-    by_remainder = sorted(range(len(parts)), key=lambda i: -remainders[i])
-    extra = by_remainder[: total - sum(parts)]
-    return [part + (i in extra) for i, part in enumerate(parts)]
+    return tuple(above * (common // below) for above, below in ratios)
 
 
 def split_domain(
-    domain: str, source: str, counter_uj: int, idle_uj: int | None, shares: CpuShares, wall_s: float
+    domain: str,
+    source: str,
+    counter_uj: int,
+    idle_uj: int | None,
+    shares: CpuShares,
+    wall_s: float,
+    *,
+    idle_spread_uj: int = 0,
 ) -> Split:
-    """Splits one counter by CPU time."""
-    idle_uj = None if idle_uj is None else min(counter_uj, idle_uj)
+    """Splits one counter by CPU time. ``idle_uj`` may be off by ``idle_spread_uj`` either way."""
+    baseline_uj, idle_uj = idle_uj or 0, None if idle_uj is None else min(counter_uj, idle_uj)
     active_uj = counter_uj - (idle_uj or 0)
+    least_uj = max(0, counter_uj - baseline_uj - idle_spread_uj)
+    most_uj = max(0, counter_uj - max(0, baseline_uj - idle_spread_uj))
     weights = shares.weights
     if weights is None:
         return Split(None, None, idle_uj, active_uj, Figure.unknown(domain))
@@ -95,49 +122,30 @@ def split_domain(
         # Nobody was seen to run: the joules are real, and nobody's.
         return Split(0, 0, idle_uj, active_uj, Figure(0, 0, 0, Quality.ATTRIBUTED, (source,)))
     tasks_uj, overhead_uj, rest_uj = apportion(active_uj, weights)
-    low_uj, high_uj = _interval(active_uj, weights, wall_s, lower_bound=shares.task.lower_bound)
+    low_uj, high_uj = cpu_interval((least_uj, most_uj), weights, wall_s, lower_bound=shares.task.lower_bound)
     figure = Figure(tasks_uj, min(low_uj, tasks_uj), max(high_uj, tasks_uj), Quality.ATTRIBUTED, (source,))
     return Split(tasks_uj, overhead_uj, idle_uj, rest_uj, figure)
 
 
-def _interval(
-    active_uj: int, weights: tuple[float, float, float], wall_s: float, *, lower_bound: bool
+def cpu_interval(
+    active_uj: int | tuple[int, int], weights: tuple[float, float, float], wall_s: float, *, lower_bound: bool
 ) -> tuple[int, int]:
+    """The interval of a task's share of the active joules.
+
+    Args:
+        active_uj: active microjoules; the least and the most that they can be where an idle baseline has a spread.
+        weights: CPU time of the task, the overhead and the rest.
+        wall_s: length of the window in seconds.
+        lower_bound: whether CPU time of the task can have been missed.
+    """
+    least_uj, most_uj = (active_uj, active_uj) if isinstance(active_uj, int) else active_uj
     share = weights[0] / sum(weights)
     low = share / (share + INTENSITY * (1 - share)) if share else 0.0
     high = INTENSITY * share / (INTENSITY * share + 1 - share) if share else 0.0
     missed = min(1.0, 2 * COUNTER_UPDATE_S / wall_s) if wall_s > 0 else 1.0
     # CPU time that can have been missed could be any of the rest.
-    high_uj = active_uj if lower_bound else active_uj * high * (1 + missed)
-    return round(active_uj * low * (1 - missed)), round(high_uj)
-
-
-@dataclass(frozen=True, slots=True)
-class GpuUse:
-    """Who held a GPU during a window."""
-
-    holders: frozenset[int] | None
-    """Processes seen on it, or None when it could not be said."""
-    ours: frozenset[int]
-    """The task's processes."""
-    alone_in_process: bool
-    """False when another window was open in the same process."""
-
-
-def split_gpu(domain: str, source: str, counter_uj: int, use: GpuUse) -> tuple[Split, str]:
-    """Gives a GPU's joules to the task that held it alone, and says why where nobody did.
-
-    A GPU that the task did not touch costs it nothing; a shared one costs it an unknown part.
-    """
-    nothing = Figure(0, 0, 0, Quality.ATTRIBUTED, (source,))
-    if use.holders is None:
-        return Split(None, 0, None, counter_uj, Figure.unknown(domain)), "GPU_HOLDERS_UNKNOWN"
-    if not use.holders & use.ours:
-        return Split(0, 0, None, counter_uj, nothing), "GPU_HELD_BY_OTHERS" if use.holders else "GPU_NOT_HELD"
-    if use.holders - use.ours or not use.alone_in_process:
-        return Split(None, 0, None, counter_uj, Figure.unknown(domain)), "GPU_SHARED"
-    held = Figure(counter_uj, counter_uj, counter_uj, Quality.MEASURED, (source,))
-    return Split(counter_uj, 0, None, 0, held), "GPU_HELD_ALONE"
+    high_uj = most_uj if lower_bound else most_uj * high * (1 + missed)
+    return round(least_uj * low * (1 - missed)), round(high_uj)
 
 
 def split_estimate(
@@ -168,22 +176,24 @@ def account(counters: Sequence[Split], estimates: Sequence[Split], unknown_parts
     elif counters:
         held = all(split.figure.quality is Quality.MEASURED for split in counters)
         quality = Quality.MEASURED if held else Quality.ATTRIBUTED
+    tasks, overhead, idle, unattributed, _, allocated_idle = zip(*splits, strict=True) if splits else ((),) * 6
     return Account(
-        counter_uj=_known_sum(split.whole_uj for split in counters),
-        estimate_uj=_known_sum(split.whole_uj for split in estimates),
-        tasks_uj=_known_sum(split.tasks_uj for split in splits),
-        overhead_uj=_known_sum(split.overhead_uj for split in splits),
-        idle_uj=_known_sum(split.idle_uj for split in splits),
-        unattributed_uj=_known_sum(split.unattributed_uj for split in splits),
+        counter_uj=_known_sum([split.whole_uj for split in counters]),
+        estimate_uj=_known_sum([split.whole_uj for split in estimates]),
+        tasks_uj=_known_sum(tasks),
+        overhead_uj=_known_sum(overhead),
+        idle_uj=_known_sum(idle),
+        unattributed_uj=_known_sum(unattributed),
         quality=quality,
         unknown_parts=unknown_parts,
+        allocated_idle_uj=_known_sum(allocated_idle),
     )
 
 
-def _known_sum(values: Iterable[int | None]) -> int | None:
+def _known_sum(values: Sequence[int | None]) -> int | None:
     """The sum of what is known; None where nothing is."""
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
+    known = [value for value in values if value is not None] if None in values else values
+    return sum(known) if known else None  # type: ignore[arg-type] # mypy does not follow the line above
 
 
 def run_account(host: Account, tasks_uj: int) -> Account:
@@ -195,8 +205,10 @@ def run_account(host: Account, tasks_uj: int) -> Account:
     no line invents energy.
     """
     if host.counter_uj is None and host.estimate_uj is None:
-        return host
-    active_uj = (host.counter_uj or 0) + (host.estimate_uj or 0) - (host.idle_uj or 0)
+        # Nothing is known of the host; a node agent may have told what is the user's own.
+        return host if host.tasks_uj is None else replace(host, tasks_uj=host.tasks_uj + tasks_uj)
+    resting_uj = (host.idle_uj or 0) + (host.allocated_idle_uj or 0)
+    active_uj = (host.counter_uj or 0) + (host.estimate_uj or 0) - resting_uj
     known_uj = min(active_uj, (host.tasks_uj or 0) + tasks_uj)
     overhead_uj = None if host.overhead_uj is None else min(host.overhead_uj, active_uj - known_uj)
     return replace(

@@ -16,6 +16,10 @@ METHOD = "tao-flows/attribution/1"
 """Version of the rules that turn readings into figures. A rule that shifts a figure is a new version."""
 
 
+AGENT_PENDING = "AGENT_PENDING"
+"""Event of a measurement that a node agent is going to complete: the complete one takes its place."""
+
+
 class Quality(str, Enum):
     """How a figure was come by, best first."""
 
@@ -86,18 +90,20 @@ class Figure:
         """Sum of disjoint parts: the known joules, the worst quality among them, and what is unknown."""
         parts = tuple(parts)
         known = [p for p in parts if p.value_uj is not None]
-        unknown_parts = tuple(dict.fromkeys(name for p in parts for name in p.unknown_parts))
+        unknown_parts = tuple(dict.fromkeys([name for p in parts for name in p.unknown_parts]))
         if not known:
             return cls(None, None, None, Quality.UNKNOWN, coverage=0.0, unknown_parts=unknown_parts)
-        return cls(
-            value_uj=sum(p.value_uj or 0 for p in known),
-            low_uj=sum(p.low_uj or 0 for p in known),
-            high_uj=sum(p.high_uj or 0 for p in known),
-            quality=max((p.quality for p in known), key=lambda quality: quality.rank),
-            sources=tuple(dict.fromkeys(source for p in known for source in p.sources)),
-            coverage=sum(p.coverage for p in parts) / len(parts),
-            unknown_parts=unknown_parts,
-        )
+        value_uj = low_uj = high_uj = 0
+        quality = known[0].quality
+        for p in known:
+            value_uj += p.value_uj or 0
+            low_uj += p.low_uj or 0
+            high_uj += p.high_uj or 0
+            if p.quality is not quality and p.quality.rank > quality.rank:
+                quality = p.quality
+        sources = tuple(dict.fromkeys([source for p in known for source in p.sources]))
+        coverage = sum([p.coverage for p in parts]) / len(parts)
+        return cls(value_uj, low_uj, high_uj, quality, sources, coverage, unknown_parts)
 
     def to_json(self) -> dict[str, Any]:
         """The form of the CLI contract."""
@@ -129,6 +135,8 @@ class DomainEnergy:
     quality: Quality
     counted: bool = True
     events: tuple[str, ...] = ()
+    allocated_idle_uj: int | None = None
+    """Of a GPU: what it drew while it was held and not used; None for what is no GPU."""
 
     def to_json(self) -> dict[str, Any]:
         """The form of the CLI contract."""
@@ -138,6 +146,7 @@ class DomainEnergy:
             "kind": self.kind,
             "counter_j": joules(self.counter_uj),
             "idle_j": joules(self.idle_uj),
+            "allocated_idle_j": joules(self.allocated_idle_uj),
             "task_j": joules(self.task_uj),
             "quality": self.quality.value,
             "counted": self.counted,
@@ -149,8 +158,8 @@ class DomainEnergy:
 class Account:
     """Where the joules of one host and window went.
 
-    With counters, ``counter = tasks + overhead + idle + unattributed`` to the microjoule, a null line counting as
-    zero (idle is null until it is calibrated). Without counters ``counter_uj`` is None and the same lines sum to
+    With counters, ``counter = tasks + overhead + idle + allocated_idle + unattributed`` to the microjoule, a null line
+    counting as zero (idle is null until it is calibrated, allocated_idle where there is no GPU). Without counters ``counter_uj`` is None and the same lines sum to
     ``estimate_uj``. A host whose CPU is estimated and whose GPU is counted has both, and the lines sum to both.
     """
 
@@ -162,6 +171,8 @@ class Account:
     unattributed_uj: int | None = None
     quality: Quality = Quality.UNKNOWN
     unknown_parts: tuple[str, ...] = ()
+    allocated_idle_uj: int | None = None
+    """Of GPUs that a process held and did not use, and what held GPUs draw at rest; in no task's figure."""
 
     @property
     def overhead_share(self) -> float | None:
@@ -189,6 +200,7 @@ class Account:
             unattributed_uj=line("unattributed_uj"),
             quality=max(known_qualities, key=lambda quality: quality.rank, default=Quality.UNKNOWN),
             unknown_parts=tuple(dict.fromkeys(part for account in accounts for part in account.unknown_parts)),
+            allocated_idle_uj=line("allocated_idle_uj"),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -199,6 +211,7 @@ class Account:
             "tasks_j": joules(self.tasks_uj),
             "overhead_j": joules(self.overhead_uj),
             "idle_j": joules(self.idle_uj),
+            "allocated_idle_j": joules(self.allocated_idle_uj),
             "unattributed_j": joules(self.unattributed_uj),
             "quality": self.quality.value,
             "unknown_parts": list(self.unknown_parts),
@@ -233,11 +246,18 @@ class Measurement:
     model: str | None = None
     """Name, version and coefficients of the estimate, where one was used."""
     memory_bytes: int | None = None
+    baseline: str | None = None
+    """When the idle baseline was calibrated, its watts and their spread; None where none was taken off."""
 
     @property
     def cpu_s(self) -> float | None:
         """CPU seconds of the task."""
         return self.cpu.cpu_s
+
+    @property
+    def pending(self) -> bool:
+        """Whether a complete measurement is still to come."""
+        return AGENT_PENDING in self.events
 
     @property
     def power_w(self) -> float | None:

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tao_flows.attribution import (
     SHORT_WINDOW_S,
     CpuShares,
-    GpuUse,
     Split,
     account,
     split_domain,
     split_estimate,
-    split_gpu,
 )
+from tao_flows.calibration import Baseline
 from tao_flows.figures import Account, CpuTime, DomainEnergy, Figure, Measurement, Quality
+from tao_flows.gpu import GpuUse, split_gpu
 from tao_flows.telemetry.base import Domain
 from tao_flows.telemetry.estimate import Estimator
+from tao_flows.units import NS_PER_S
 
 NO_SOURCE = "NO_ENERGY_SOURCE"
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """What one domain's counter did over the window."""
 
     domain: Domain
@@ -33,16 +33,14 @@ class Span:
     gpu: GpuUse | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryUse:
+class MemoryUse(NamedTuple):
     """Resident bytes over the window, for the estimate; None where they were not read."""
 
     task_bytes: int | None
     host_bytes: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
+class _Line(NamedTuple):
     energy: DomainEnergy
     split: Split | None
 
@@ -56,6 +54,7 @@ def measurement(
     shares: CpuShares,
     estimator: Estimator | None,
     memory: MemoryUse,
+    baseline: Baseline | None = None,
 ) -> Measurement:
     """The figures of one window.
 
@@ -67,13 +66,17 @@ def measurement(
         shares: whose the CPU seconds were.
         estimator: the model for CPU and memory where no counter covers the CPU; None for none.
         memory: resident bytes, for the estimate.
+        baseline: what the counted domains draw at rest; None where the host is not calibrated.
     """
-    counted = [_counted(span, shares, wall_s) for span in spans]
+    counted = [_counted(span, shares, wall_s, baseline) for span in spans]
     estimated = [] if estimator is None else _estimated(estimator, shares, memory, wall_s)
     lines = (*counted, *estimated)
     parts = [line.split for line in lines if line.split is not None]
-    energy = Figure.total(split.figure for split in parts) if parts else Figure.unknown(NO_SOURCE)
-    unread = tuple(line.energy.domain for line in lines if line.split is not None and line.split.whole_uj is None)
+    energy = Figure.total([split.figure for split in parts]) if parts else Figure.unknown(NO_SOURCE)
+    counters, estimates = _read(counted), _read(estimated)
+    unread: tuple[str, ...] = ()
+    if len(counters) + len(estimates) < len(parts):
+        unread = tuple(line.energy.domain for line in lines if line.split and line.energy.quality is Quality.UNKNOWN)
     events = ("SHORT_WINDOW",) if wall_s < SHORT_WINDOW_S and counted else ()
     return Measurement(
         label=label,
@@ -81,11 +84,12 @@ def measurement(
         wall_s=wall_s,
         cpu=shares.task,
         energy=energy,
-        domains=tuple(line.energy for line in lines),
-        account=account(_read(counted), _read(estimated), unread),
+        domains=tuple([line.energy for line in lines]),
+        account=account(counters, estimates, unread),
         events=(*events, *(() if parts else (NO_SOURCE,))),
         model=None if estimator is None else estimator.model,
         memory_bytes=memory.task_bytes,
+        baseline=None if baseline is None else baseline.origin(_with_idle(counted)),
     )
 
 
@@ -104,21 +108,32 @@ def unmeasured(label: str, started_wall_ns: int, wall_s: float, code: str) -> Me
 
 
 def _read(lines: Sequence[_Line]) -> list[Split]:
-    return [line.split for line in lines if line.split is not None and line.split.whole_uj is not None]
+    return [line.split for line in lines if line.split is not None and line.energy.quality is not Quality.UNKNOWN]
 
 
-def _counted(span: Span, shares: CpuShares, wall_s: float) -> _Line:
+def _with_idle(lines: Sequence[_Line]) -> list[str]:
+    return [line.energy.domain for line in lines if line.energy.idle_uj is not None]
+
+
+def _counted(span: Span, shares: CpuShares, wall_s: float, baseline: Baseline | None) -> _Line:
     domain, codes = span.domain, span.codes
     if span.energy_uj is None:
         split = Split(None, None, None, None, Figure.unknown(domain.id)) if domain.counted else None
         return _Line(_energy(domain, None, split, Quality.UNKNOWN, codes), split)
     if not domain.counted:
         return _Line(_energy(domain, span.energy_uj, None, Quality.MEASURED, codes), None)
+    wall_ns = round(wall_s * NS_PER_S)
+    idle_uj = None if baseline is None else baseline.idle_uj(domain.id, wall_ns)
+    spread_uj = 0 if baseline is None else baseline.spread_uj(domain.id, wall_ns)
     if span.gpu is not None:
-        split, why = split_gpu(domain.id, domain.source, span.energy_uj, span.gpu)
-        codes = (*codes, why)
+        split, why = split_gpu(
+            domain.id, domain.source, span.energy_uj, idle_uj, span.gpu, wall_s, idle_spread_uj=spread_uj
+        )
+        codes = (*codes, *why)
     else:
-        split = split_domain(domain.id, domain.source, span.energy_uj, None, shares, wall_s)
+        split = split_domain(
+            domain.id, domain.source, span.energy_uj, idle_uj, shares, wall_s, idle_spread_uj=spread_uj
+        )
     return _Line(_energy(domain, span.energy_uj, split, Quality.MEASURED, codes), split)
 
 
@@ -134,7 +149,8 @@ def _energy(
         task_uj=split.tasks_uj if split else None,
         quality=quality,
         counted=domain.counted,
-        events=tuple(dict.fromkeys((*domain.events, *codes))),
+        events=tuple(dict.fromkeys((*domain.events, *codes))) if codes else domain.events,
+        allocated_idle_uj=split.allocated_idle_uj if split else None,
     )
 
 

@@ -1,74 +1,182 @@
-"""``with measure("name") as m``: what a block of code cost, with no engine."""
+"""``with measure("name") as m``: what a block of code cost, with no engine; ``await m.of(...)`` for a coroutine."""
 
 from __future__ import annotations
 
 import os
-import resource
-import time
-from collections.abc import Callable
-from functools import partial
+import sys
+from collections.abc import Coroutine, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from resource import RUSAGE_CHILDREN, getrusage
+from threading import active_count
+from time import monotonic_ns, process_time, thread_time, time_ns
 from types import TracebackType
+from typing import Any, Final, TypeVar, overload
 
 from tao_flows import runtime
+from tao_flows.codeclock import CodeClock, task_clock
 from tao_flows.errors import InputError
 from tao_flows.figures import Account, CpuTime, DomainEnergy, Figure, Measurement
 from tao_flows.measurement import unmeasured
-from tao_flows.meter import Meter, TaskUse, Window
+from tao_flows.meter import Ended, Meter, TaskUse, Window
+from tao_flows.spans import CpuSpan, Stepped, stepped_generator
+from tao_flows.telemetry.perf import TaskClock
 from tao_flows.telemetry.procfs import own_resident_bytes
 from tao_flows.units import s_from_ns
 
+COROUTINES_SIDE_BY_SIDE: Final = "COROUTINES_SIDE_BY_SIDE"
+"""The block ran in a coroutine beside other blocks: which CPU seconds of its thread were its own cannot be told."""
+_PROCESS: Final = "process-clock+wait4"
+_THREAD: Final = "thread-clock"
+Y = TypeVar("Y")
+S = TypeVar("S")
+T = TypeVar("T")
+
+_forks = 0
+"""How many forks this process came by: quicker to look at than its number."""
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
 
 class measure:  # noqa: N801 - reads as a verb where it is used
-    """Measures the energy of a ``with`` block. Never raises and never changes what the block does.
+    """Measures the energy of a ``with`` block, or of a coroutine. Never raises and never changes what the block does.
 
     Afterwards ``energy``, ``domains``, ``cpu_s``, ``wall_s`` and ``account`` say what was measured, with its quality;
-    what could not be read is unknown. CPU seconds are those of the whole process and of the children it waited for
-    while this was the only block being measured, and those of the thread alone when blocks ran side by side.
+    what could not be read is unknown.
+
+    A block is charged for its thread and for the threads and processes it starts, the blocks inside it among them;
+    blocks side by side are never charged for the same CPU second. One that nothing else was measured beside has the
+    whole process, and the children it waited for. So has one that began as the only thread of the process: all that
+    came later was started by it. Any other has the perf task clock of its thread, which all that it starts inherits,
+    or where perf is refused its thread's clock alone. In a coroutine beside other blocks CPU seconds are unknown: the
+    thread's clock runs for every coroutine alike. Coroutines are for ``of``.
 
     Args:
         label: the block's name.
     """
 
+    _window: Window | None = None
+    _ended: Ended | None = None
+    _result: Measurement | None = None
+
     def __init__(self, label: str = "") -> None:
         self.label = label
-        self._meter: Meter | None = None
-        self._window: Window | None = None
-        self._unmeasured = ""
-        self._pid = self._wall_ns = self._at_ns = 0
-        self._clocks = (0.0, 0.0, 0.0)
-        self._work_out: Callable[[], Measurement] | None = None
-        self._result: Measurement | None = None
 
     def __enter__(self) -> measure:
-        tao = runtime.current()
-        self._unmeasured = "NOT_CONFIGURED" if tao is None else "MODE_OFF" if tao.config.mode == "off" else ""
-        self._pid, self._wall_ns, self._at_ns = os.getpid(), time.time_ns(), time.monotonic_ns()
-        self._work_out = self._result = None
-        if tao is not None and not self._unmeasured:
-            self._meter, self._window = tao.meter, tao.meter.begin(self.label)
-        self._clocks = _clocks()
+        if self._begin():
+            # A task clock costs as much as all the rest, and tells nothing where no other thread can come beside.
+            self._whole = active_count() <= 1 + self._meter.threads
+            self._perf: TaskClock | None = None if self._whole else task_clock()
+            # The clocks are asked last, and first at the end, so that what all this costs is not the block's.
+            self._process_s = _process_s()
+            if not self._whole and self._perf is None:
+                self._thread_s = thread_time()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        thread_s, process_s, children_s = (now - then for now, then in zip(_clocks(), self._clocks, strict=True))
-        meter, window = self._meter, self._window
-        if os.getpid() != self._pid:
-            # A child forked within the block has clocks of its own, and no right to its parent's locks.
-            self._unmeasured = "FORKED_WITHIN"
-        if meter is None or window is None or self._unmeasured:
-            wall_s = s_from_ns(time.monotonic_ns() - self._at_ns)
-            self._work_out = partial(unmeasured, self.label, self._wall_ns, wall_s, self._unmeasured)
+        process_s, window = _process_s(), self._window
+        if window is None or self._forks != _forks:
+            self._end_unmeasured(window)
             return
-        ended = meter.stop(window)
-        if ended.alone:
-            cpu = CpuTime(process_s + children_s, "process-clock+wait4", covers_children=True)
+        process_s -= self._process_s
+        if self._meter.was_alone(window):
+            self._end(window, process_s, _PROCESS)
         else:
-            cpu = CpuTime(thread_s, "thread-clock", covers_children=False)
-        use = TaskUse(cpu, resident_bytes=own_resident_bytes() if meter.model else None)
-        # Most blocks are left in more of a hurry than their figures are looked at.
-        self._work_out = partial(meter.work_out, window, ended, use)
+            self._end(window, *self._beside_others(process_s))
+        if self._perf is not None:
+            self._perf.close()
+
+    @overload
+    def of(self, work: Generator[Y, S, T]) -> Generator[Y, S, T]: ...
+    @overload
+    def of(self, work: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]: ...
+    def of(self, work: Any) -> Any:
+        """The same coroutine or generator, measured from its first step to its last: ``await measure("a").of(work())``.
+
+        It is charged for the CPU seconds of its steps: not for what its loop or its consumer does in between, nor for
+        what it gives to an ``of`` of its own. Ten on one loop each get their own share. What a step starts on other
+        threads is not seen.
+
+        Raises:
+            InputError: it is neither a coroutine nor a generator.
+        """
+        if isinstance(work, Coroutine):
+            return self._awaited(work)
+        if isinstance(work, Generator):
+            return self._generated(work)
+        summary = f"{type(work).__name__} is neither a coroutine nor a generator"
+        remedy = "give `of` what an `async def` function returns, before it becomes a task"
+        raise InputError("NOT_STEPPABLE", summary, remedy)
+
+    async def _awaited(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        with self._steps() as span:
+            return await Stepped(coroutine, span)
+
+    def _generated(self, generator: Generator[Y, S, T]) -> Generator[Y, S, T]:
+        with self._steps() as span:
+            return (yield from stepped_generator(generator, span))
+
+    @contextmanager
+    def _steps(self) -> Iterator[CpuSpan]:
+        self._begin()
+        window = self._window
+        clock = CodeClock(stepped=True, alone=window is not None and window.companions == 0)
+        try:
+            yield clock.span
+        finally:
+            if window is None or self._forks != _forks:
+                self._end_unmeasured(window)
+            else:
+                cpu = clock.stop(alone=self._meter.was_alone(window))
+                self._end(window, cpu.cpu_s, cpu.source)
+
+    def _begin(self) -> bool:
+        tao = runtime.current()
+        self._window = self._ended = self._result = None
+        self._forks = _forks
+        if tao is None or tao.config.mode == "off":
+            self._why = "NOT_CONFIGURED" if tao is None else "MODE_OFF"
+            self._wall_ns, self._at_ns = time_ns(), monotonic_ns()
+            return False
+        self._meter: Meter = tao.meter
+        self._window = self._meter.begin(self.label)
+        return True
+
+    def _beside_others(self, process_s: float) -> tuple[float | None, str]:
+        """CPU seconds of a block that others were measured beside, and the clock they are from."""
+        if _in_coroutine():
+            return None, _THREAD
+        if self._whole:
+            return process_s, _PROCESS
+        if self._perf is None:
+            return thread_time() - self._thread_s, _THREAD
+        return self._perf.cpu_s(), self._perf.source
+
+    def _end(self, window: Window, cpu_s: float | None, source: str) -> None:
+        # Most blocks are left in more of a hurry than their figures are looked at: those wait until then.
+        meter = self._meter
+        self._cpu_s, self._source = cpu_s, source
+        self._ended = meter.stop(window, cpu_s=cpu_s)
+        resident_bytes = own_resident_bytes() if meter.estimates else None
+        # Blocks side by side share the process's memory evenly.
+        self._resident_bytes = None if resident_bytes is None else resident_bytes // (1 + window.companions)
+
+    def _end_unmeasured(self, window: Window | None) -> None:
+        if window is None:
+            wall_s = s_from_ns(monotonic_ns() - self._at_ns)
+            self._result = unmeasured(self.label, self._wall_ns, wall_s, self._why)
+        else:
+            # A child forked within the block has clocks of its own, and no right to its parent's locks.
+            wall_s = s_from_ns(monotonic_ns() - window.at_ns)
+            self._result = unmeasured(self.label, window.wall_ns, wall_s, "FORKED_WITHIN")
 
     @property
     def measurement(self) -> Measurement:
@@ -77,10 +185,16 @@ class measure:  # noqa: N801 - reads as a verb where it is used
         Raises:
             InputError: the block has not ended yet.
         """
-        if self._work_out is None:
-            raise InputError("STILL_OPEN", f"the block {self.label!r} has not ended", "read figures after the block")
         if self._result is None:
-            self._result = self._work_out()
+            if self._window is None or self._ended is None:
+                raise InputError(
+                    "STILL_OPEN", f"the block {self.label!r} has not ended", "read figures after the block"
+                )
+            cpu = CpuTime(self._cpu_s, self._source, covers_children=self._source in {_PROCESS, TaskClock.source})
+            use = TaskUse(cpu, resident_bytes=self._resident_bytes)
+            self._result = self._meter.work_out(self._window, self._ended, use)
+            if cpu.cpu_s is None and cpu.source == _THREAD:
+                self._result = replace(self._result, events=(*self._result.events, COROUTINES_SIDE_BY_SIDE))
         return self._result
 
     @property
@@ -109,6 +223,16 @@ class measure:  # noqa: N801 - reads as a verb where it is used
         return self.measurement.wall_s
 
 
-def _clocks() -> tuple[float, float, float]:
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.thread_time(), time.process_time(), children.ru_utime + children.ru_stime
+def _process_s() -> float:
+    """CPU seconds of this process and of the children it waited for."""
+    children = getrusage(RUSAGE_CHILDREN)
+    return process_time() + children.ru_utime + children.ru_stime
+
+
+def _in_coroutine() -> bool:
+    """Whether an event loop runs on this thread. A loop needs asyncio: where that is not loaded there is none."""
+    asyncio = sys.modules.get("asyncio")
+    try:
+        return asyncio is not None and asyncio.get_running_loop() is not None
+    except (AttributeError, RuntimeError):  # another thread is still loading it, or there is no loop
+        return False

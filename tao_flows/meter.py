@@ -10,45 +10,32 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Final, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Final, Literal, NamedTuple
 
-from tao_flows.attribution import CpuShares, GpuUse
+from tao_flows.attribution import CpuShares
+from tao_flows.calibration import Baseline
 from tao_flows.clock import Clock
 from tao_flows.figures import CpuTime, Measurement
+from tao_flows.gpu import Held
 from tao_flows.measurement import MemoryUse, Span, measurement
 from tao_flows.telemetry import procfs
-from tao_flows.telemetry.base import DeviceHolders, Domain, EnergySource, Reading
-from tao_flows.telemetry.counter import Difference, First, Gap, Reset, Wrapped, delta
+from tao_flows.telemetry.base import DeviceUse, DeviceUsers, Domain, EnergySource
 from tao_flows.telemetry.estimate import Estimator
 from tao_flows.telemetry.rapl import mirrored
+from tao_flows.telemetry.running import Running, Standing
 from tao_flows.units import s_from_ns
 
 _IDLE_ROUNDS: Final = 3
 """The sampler ends after this many rounds without an open window."""
-_NEVER_READ: Final = Reading(0, None, "READ_NEVER")
+_NOTHING_SEEN: Final = Held()
+"""Of windows on a host without GPUs."""
 
 
-class Marks(NamedTuple):
-    """What stands on the meter at one moment."""
-
-    totals_uj: tuple[int, ...]
-    breaks: tuple[int, ...]
-    readings: tuple[Reading, ...]
-    busy_s: float | None
-    own_cpu_s: float
-    happened: int
-    """Counts what happened to counters: wraps, resets and readings that failed."""
-
-
-@dataclass(slots=True)
-class Held:
-    """Who was seen on each GPU while a window was open."""
-
-    pids: dict[str, frozenset[int] | None] = field(default_factory=dict)
-    """By domain; None where it could not be said at some time."""
-    ours: set[int] = field(default_factory=set)
-    """Those that were this process, or started by it."""
+PartyKind = Literal["command", "thread", "steps", "process"]
+"""Whose CPU time a window is about: a command's and all that it starts; this thread's and all that it starts; that of
+code which gives its thread away between steps, as its caller counts it; or this process's, which the caller counts a
+part of."""
 
 
 class Window(NamedTuple):
@@ -62,8 +49,14 @@ class Window(NamedTuple):
     enclosing: bool
     companions: int
     """Windows that were open beside it when it was opened."""
-    marks: Marks
     held: Held
+    standing: Standing
+    busy: float | bytes | None
+    """The host's cumulative busy CPU seconds, or the text that says them."""
+    own_cpu_s: float
+    """The sampler's CPU seconds."""
+    remote: object = None
+    """What a node agent knows it by; None where there is none."""
 
 
 class Ended(NamedTuple):
@@ -71,11 +64,13 @@ class Ended(NamedTuple):
 
     at_ns: int
     alone: bool
-    marks: Marks
-    codes: tuple[tuple[int, str], ...]
-    """By position of the domain: what happened to its counter meanwhile."""
+    standing: Standing
+    busy: float | bytes | None
+    own_cpu_s: float
     memory_used_bytes: int | None
     """The host's, where the estimate needs it."""
+    remote: object = None
+    """What a node agent is going to say of it; None where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,32 +91,34 @@ class Meter:
     Args:
         sources: energy sources with disjoint or nested domains.
         estimator: the model used for CPU and memory where no source counts the CPU; None for no estimate.
-        busy_s: the host's cumulative busy CPU seconds, or None when they cannot be read.
+        busy: the host's cumulative busy CPU seconds, or a text that says them; None when they cannot be read.
         memory_used_bytes: the host's used memory, for the estimate.
         clock: where time comes from.
+        baseline: what the domains draw at rest; None where the host is not calibrated.
+        busy_s_of: takes the seconds out of ``busy``'s text, when they are first asked for.
     """
 
     def __init__(
         self,
         sources: Sequence[EnergySource],
         estimator: Estimator | None,
-        busy_s: Callable[[], float | None],
+        busy: Callable[[], float | bytes | None],
         memory_used_bytes: Callable[[], int | None],
         clock: Clock,
+        baseline: Baseline | None = None,
+        busy_s_of: Callable[[bytes], float | None] = float,
     ) -> None:
         self._sources = tuple(sources)
-        self._with_holders = tuple(source for source in self._sources if isinstance(source, DeviceHolders))
+        self._with_holders = tuple(source for source in self._sources if isinstance(source, DeviceUsers))
         self._estimator = estimator
-        self._busy_s = busy_s
+        self.estimates: Final = estimator is not None
+        """Whether a model is in use, which needs to know the task's memory."""
+        self._busy, self._busy_s_of = busy, busy_s_of
         self._memory_used_bytes = memory_used_bytes
-        self._clock = clock
-        self._domains: tuple[Domain, ...] = tuple(d for source in self._sources for d in source.domains)
-        self._last = [_NEVER_READ] * len(self._domains)
-        self._totals_uj = [0] * len(self._domains)
-        self._breaks = [0] * len(self._domains)
-        self._events: dict[tuple[int, str], int] = {}
-        """By position and code: the number of the last such event."""
-        self._happened = 0
+        self._now_ns, self._wall_ns = clock.monotonic_ns, clock.wall_ns
+        self._baseline = baseline
+        self._counters = Running(self._sources, clock.monotonic_ns)
+        self._domains: tuple[Domain, ...] = self._counters.domains
         self._started_by_us: dict[int, bool] = {}
         self._lock = threading.Lock()
         self._open: dict[int, Held] = {}
@@ -149,29 +146,44 @@ class Meter:
         """How many windows are open in this process, without those that enclose others."""
         return self._side_by_side
 
-    def begin(self, label: str = "", *, enclosing: bool = False) -> Window:
+    @property
+    def threads(self) -> int:
+        """How many threads of its own run in this process."""
+        return 0 if self._sampler is None else 1
+
+    def begin(
+        self,
+        label: str = "",
+        *,
+        enclosing: bool = False,
+        party: PartyKind = "steps",  # noqa: ARG002 - an agent's to know
+        pid: int | None = None,  # noqa: ARG002 - the same
+    ) -> Window:
         """Opens a window. A source that fails makes its domains unknown and raises nothing.
 
         Args:
             label: the window's name.
             enclosing: True for one that lies around others (a flow's around its tasks'): no companion of theirs.
+            party: whose CPU time is to be counted, where a node agent does that.
+            pid: the process of a ``command``.
         """
-        held = Held()
+        with_holders, held = self._with_holders, _NOTHING_SEEN
         with self._lock:
             companions = len(self._open) if enclosing else self._side_by_side
-            self._windows += 1
-            number = self._windows
-            self._open[number] = held
+            self._windows = number = self._windows + 1
             if not enclosing:
                 self._latest = number
                 self._side_by_side += 1
-            self._see_holders()
-            self._poll()
-            marks = self._marks(self._busy_s())
+            if with_holders:
+                held = Held()
+            self._open[number] = held
+            if with_holders:
+                self._see_holders()
+            standing, busy = self._counters.read(), self._busy()
             if self._sampler is None and self._sources:
                 self._start_sampling()
-            now_ns = self._clock.monotonic_ns()
-            return Window(label, self._clock.wall_ns(), now_ns, number, enclosing, companions, marks, held)
+            wall_ns, at_ns = self._wall_ns(), self._now_ns()
+            return Window(label, wall_ns, at_ns, number, enclosing, companions, held, standing, busy, self._own_cpu_s)
 
     def was_alone(self, window: Window) -> bool:
         """True when no companion of this window was open at any time since it was opened.
@@ -185,32 +197,58 @@ class Meter:
         """Reads everything once, so that what comes and goes inside an open window is seen."""
         with self._lock:
             if self._open:
-                self._poll()
+                self._counters.read()
                 self._see_holders()
 
     def end(self, window: Window, use: TaskUse, *, keep_open: bool = False) -> Measurement:
         """Ends a window and says what its task cost; what was not read is unknown. ``keep_open`` leaves it open."""
-        return self.work_out(window, self.stop(window, keep_open=keep_open), use)
+        return self.work_out(window, self.stop(window, keep_open=keep_open, cpu_s=use.cpu.cpu_s), use)
 
-    def stop(self, window: Window, *, keep_open: bool = False) -> Ended:
-        """Reads the meter at a window's end, and works nothing out yet."""
+    def stop(
+        self,
+        window: Window,
+        *,
+        keep_open: bool = False,
+        cpu_s: float | None = None,  # noqa: ARG002 - an agent's to know
+    ) -> Ended:
+        """Reads the meter at a window's end, and works nothing out yet.
+
+        Args:
+            window: the window.
+            keep_open: True to leave it open.
+            cpu_s: CPU seconds of the user's code in it, as far as the caller knows them by now.
+        """
         with self._lock:
-            at_ns = self._clock.monotonic_ns()
-            busy_s = self._busy_s()
-            self._poll()
-            self._see_holders()
-            codes = tuple(event for event, number in self._events.items() if number > window.marks.happened)
+            at_ns = self._now_ns()
+            busy, standing = self._busy(), self._counters.read()
+            if self._with_holders:
+                self._see_holders()
             memory_used_bytes = self._memory_used_bytes() if self._estimator else None
-            ended = Ended(at_ns, self.was_alone(window), self._marks(busy_s), codes, memory_used_bytes)
+            alone = self.was_alone(window)
+            ended = Ended(at_ns, alone, standing, busy, self._own_cpu_s, memory_used_bytes)
             if not keep_open and self._open.pop(window.number, None) is not None and not window.enclosing:
                 self._side_by_side -= 1
         return ended
 
-    def work_out(self, window: Window, ended: Ended, use: TaskUse) -> Measurement:
-        """The figures of a window that was ended. Reads nothing any more."""
-        before, after = window.marks, ended.marks
-        busy_s = None if after.busy_s is None or before.busy_s is None else max(0.0, after.busy_s - before.busy_s)
-        own_cpu_s = after.own_cpu_s - before.own_cpu_s
+    def work_out(
+        self,
+        window: Window,
+        ended: Ended,
+        use: TaskUse,
+        *,
+        wait: bool = True,  # noqa: ARG002 - there is nothing to wait for here
+    ) -> Measurement:
+        """The figures of a window that was ended. Reads nothing any more.
+
+        Args:
+            window: the window.
+            ended: what ``stop`` gave.
+            use: what the task used.
+            wait: False for what is known by now, which is ``pending`` where a node agent has more to say.
+        """
+        before_s, after_s = self._seconds(window.busy), self._seconds(ended.busy)
+        busy_s = None if before_s is None or after_s is None else max(0.0, after_s - before_s)
+        own_cpu_s = ended.own_cpu_s - window.own_cpu_s
         return measurement(
             label=window.label,
             started_wall_ns=window.wall_ns,
@@ -219,6 +257,7 @@ class Meter:
             shares=CpuShares(use.cpu, own_cpu_s if use.overhead_cpu_s is None else use.overhead_cpu_s, busy_s),
             estimator=self._estimator,
             memory=MemoryUse(use.resident_bytes, ended.memory_used_bytes),
+            baseline=self._baseline,
         )
 
     def close(self) -> None:
@@ -227,74 +266,40 @@ class Meter:
         for source in self._sources:
             source.close()
 
-    def _marks(self, busy_s: float | None) -> Marks:
-        totals_uj, breaks = tuple(self._totals_uj), tuple(self._breaks)
-        return Marks(totals_uj, breaks, tuple(self._last), busy_s, self._own_cpu_s, self._happened)
+    def _seconds(self, busy: float | bytes | None) -> float | None:
+        return self._busy_s_of(busy) if isinstance(busy, bytes) else busy
 
     def _spans(self, window: Window, ended: Ended, use: TaskUse) -> list[Span]:
-        before, after = window.marks, ended.marks
-        mirrors = mirrored(self._domains, before.readings, after.readings)
-        ours = frozenset({os.getpid()} if use.pids is None else use.pids) | window.held.ours
+        before, after = window.standing, ended.standing
+        mirrors = mirrored(self._domains, before.raws_uj, after.raws_uj)
+        ours = frozenset[int]()
+        if self._with_holders:
+            ours = frozenset({os.getpid()} if use.pids is None else use.pids) | window.held.ours
         spans = []
         for position, domain in enumerate(self._domains):
-            codes = tuple(code for where, code in ended.codes if where == position)
-            energy_uj = None
-            if after.breaks[position] == before.breaks[position]:
-                energy_uj = after.totals_uj[position] - before.totals_uj[position]
-            gpu = GpuUse(window.held.pids.get(domain.id), ours, ended.alone) if domain.kind == "gpu" else None
-            span = Span(domain, energy_uj, codes, gpu)
+            codes = after.codes_since(before, position)
+            gpu = window.held.use(domain.id, ours, alone_in_process=ended.alone) if domain.kind == "gpu" else None
+            span = Span(domain, after.since_uj(before, position), codes, gpu)
             if domain.id in mirrors:
                 codes = (*codes, f"MIRROR_OF {mirrors[domain.id]}")
-                span = replace(span, domain=replace(domain, counted=False), codes=codes)
+                span = span._replace(domain=replace(domain, counted=False), codes=codes)
             spans.append(span)
         return spans
 
-    def _poll(self) -> None:
-        position = 0
-        for source in self._sources:
-            try:
-                readings = source.read()
-            except Exception as error:  # noqa: BLE001 - whatever a source raises, the user's task goes on
-                failed = Reading(self._clock.monotonic_ns(), None, f"SOURCE_RAISED:{type(error).__name__}")
-                readings = (failed,) * len(source.domains)
-            for reading in readings:
-                self._fold(position, reading)
-                position += 1
-
-    def _fold(self, position: int, reading: Reading) -> None:
-        before, self._last[position] = self._last[position], reading
-        change = delta(self._domains[position], None if before is _NEVER_READ else before, reading)
-        if isinstance(change, Difference):
-            self._totals_uj[position] += change.energy_uj
-            return
-        code = ""
-        if isinstance(change, Wrapped):
-            self._totals_uj[position] += change.energy_uj
-            code = "WRAPPED"
-        elif isinstance(change, Reset):
-            self._breaks[position] += 1
-            code = "RESET"
-        elif isinstance(change, Gap):
-            self._breaks[position] += 1
-            code = change.code
-        elif isinstance(change, First):
-            code = reading.error
-        if code:
-            self._happened += 1
-            self._events[position, code] = self._happened
-
     def _see_holders(self) -> None:
+        uses: dict[str, DeviceUse] = {}
         for source in self._with_holders:
-            try:
-                holders = source.holders()
-            except Exception:  # noqa: BLE001 - who held it cannot be said, and the user's task goes on
-                holders = dict.fromkeys((domain.id for domain in source.domains), None)
-            ours = self._ours(frozenset().union(*(pids for pids in holders.values() if pids is not None)))
-            for held in self._open.values():
-                held.ours.update(ours)
-                for domain, pids in holders.items():
-                    before = held.pids.get(domain, frozenset())
-                    held.pids[domain] = None if before is None or pids is None else before | pids
+            for domain in source.domains:
+                try:
+                    use = source.use(domain.id)
+                except Exception as error:  # noqa: BLE001 - who used it cannot be said, and the user's task goes on
+                    use = DeviceUse(None, None, f"SOURCE_RAISED:{type(error).__name__}")
+                uses[domain.id] = use
+        ours = self._ours(frozenset().union(*(use.pids for use in uses.values())))
+        for held in self._open.values():
+            held.ours.update(ours)
+            for name, use in uses.items():
+                held.see(name, use)
 
     def _ours(self, pids: frozenset[int]) -> frozenset[int]:
         """Those that are this process or that it started. The list of processes is read for new ones only."""

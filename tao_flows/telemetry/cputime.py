@@ -20,6 +20,7 @@ from tao_flows.telemetry import cgroup, procfs
 from tao_flows.telemetry.cgroup import CGROUP_ROOT
 from tao_flows.telemetry.perf import TaskClock
 from tao_flows.telemetry.procfs import PROC_ROOT, ProcessStat
+from tao_flows.units import NS_PER_S
 
 FOR_COMMANDS: Final = ("cgroup", "perf", "wait4")
 """Sources of a command's CPU time, best first."""
@@ -27,7 +28,9 @@ FOR_THREADS: Final = ("perf", "thread-clock")
 """Sources of a thread's CPU time, best first."""
 _DENIED_CODES: Final = frozenset({"CGROUP_NOT_WRITABLE", "PERF_PARANOID", "PERF_SECCOMP"})
 _BROKEN_CODES: Final = frozenset({"CGROUP_FAILED", "PERF_FAILED"})
-_CPU_STAT_BYTES: Final = 4096
+_FIRST_LINES_BYTES: Final = 256
+"""Holds the ten numbers of the first line of ``stat``, and the three of the first lines of ``cpu.stat``, at their
+widest. A read of it is quicker than one of all that there is."""
 
 
 class HostBusy:
@@ -41,19 +44,32 @@ class HostBusy:
         in_group = root is not None and cgroup.is_host_root(root)
         path = root / "cpu.stat" if root is not None and in_group else proc_root / "stat"
         self.source = str(path)
-        self._parse = cgroup.root_busy_s if in_group else procfs.busy_s
+        self.busy_s = cgroup.root_busy_s if in_group else procfs.busy_s
+        self._busy_ns = 0
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             self._fd = -1
 
-    def read(self) -> float | None:
-        """Busy CPU seconds since boot, over all processors, or None when they cannot be read."""
+    def read_raw(self) -> bytes | None:
+        """What ``busy_s`` takes busy CPU seconds out of, or None when it cannot be read."""
         try:
-            raw = os.pread(self._fd, _CPU_STAT_BYTES, 0)
+            return os.pread(self._fd, _FIRST_LINES_BYTES, 0)
         except OSError:
             return None
-        return self._parse(raw)
+
+    def read(self) -> float | None:
+        """Busy CPU seconds since boot, over all processors, or None when they cannot be read."""
+        raw = self.read_raw()
+        return None if raw is None else self.busy_s(raw)
+
+    def read_ns(self) -> int | None:
+        """The same in nanoseconds; it never falls."""
+        busy_s = self.read()
+        if busy_s is None:
+            return None
+        self._busy_ns = max(self._busy_ns, round(busy_s * NS_PER_S))
+        return self._busy_ns
 
     def close(self) -> None:
         """Gives back its descriptor. May be called twice."""

@@ -14,6 +14,7 @@ from typing import Final
 from tao_flows.clock import Clock
 from tao_flows.errors import SourceError
 from tao_flows.telemetry.base import Domain, DomainKind, Reading
+from tao_flows.telemetry.watch import TreeWatch
 from tao_flows.units import UJ_PER_J
 
 DEFAULT_ROOT: Final = Path("/sys/class/powercap")
@@ -23,6 +24,7 @@ _DIE = re.compile(r"(?P<package>package-\d+)-die-\d+(?P<rest>/.*)?")
 _KINDS: Final[dict[str, DomainKind]] = {"core": "core", "uncore": "uncore", "dram": "dram", "psys": "psys"}
 _WITHIN_PARENT: Final = ("core", "uncore")
 _COUNTED: Final = ("package", "dram")
+_TEXT_BYTES: Final = 64
 _NO_RANGE_LIMIT_UJ: Final = 2**64 - 1
 _WRAP_SHARE: Final = 0.4
 _LONGEST_INTERVAL_S: Final = 10.0
@@ -34,6 +36,8 @@ _DIE_TOLERANCE_UJ: Final = UJ_PER_J
 """What a package draws at most (1 kW) in the millisecond between two updates of its counter."""
 _DENIED: Final = (errno.EACCES, errno.EPERM)
 _VANISHED: Final = (errno.ENOENT, errno.ENODEV, errno.ENOTDIR)
+
+_pread: Final = os.pread  # looked up once: it is called for every counter at both ends of every window
 
 _ABSENT_REMEDY: Final = (
     "in a virtual machine the hypervisor does not pass RAPL through: run the node agent on the host; "
@@ -67,8 +71,14 @@ class RaplSource:
     def __init__(self, root: Path, clock: Clock) -> None:
         zones = _open_zones(root)
         self._counters = tuple(counter for _, counter in zones)
+        self._limits_uj = tuple(counter.limit_uj for counter in self._counters)
         self._now = clock.monotonic_ns
         self.domains = tuple(domain for domain, _ in zones)
+        self._texts: list[bytes] = []
+        self._raws_uj: tuple[int, ...] = ()
+        self._fds: list[int] = []  # empty while a counter has to be looked for
+        self._looks_each_time = False
+        self._watch = self._make_watch()
         try:
             self.notes = _notes(self.domains, self.read())
         except SourceError:
@@ -80,16 +90,65 @@ class RaplSource:
     def read(self) -> tuple[Reading, ...]:
         """One reading a domain, in the order of ``domains``. Never raises."""
         at_ns = self._now()
-        return tuple([counter.read(at_ns) for counter in self._counters])
+        self._arm()
+        readings = tuple([counter.read(at_ns) for counter in self._counters])
+        well = not any(reading.error for reading in readings)
+        self._fds = [counter.fd for counter in self._counters] if well and not self._looks_each_time else []
+        return readings
+
+    def read_raw(self) -> tuple[int, ...] | None:
+        """What ``read`` would say where nothing is out of the ordinary, with far less work; None elsewhere."""
+        fds = self._fds
+        if not fds or (self._watch is not None and self._watch.stirred()):
+            return None
+        try:
+            texts = [_pread(fd, _TEXT_BYTES, 0) for fd in fds]
+            if texts == self._texts:
+                return self._raws_uj
+            raws_uj = tuple([int(text) for text in texts])
+        except (OSError, ValueError):
+            return None
+        for raw_uj, limit_uj in zip(raws_uj, self._limits_uj, strict=True):
+            if not 0 <= raw_uj <= limit_uj:
+                return None
+        self._texts, self._raws_uj = texts, raws_uj
+        return raws_uj
 
     def close(self) -> None:
         """Closes the files. May be called twice."""
+        self._fds = []
         for counter in self._counters:
             counter.close()
+        if self._watch is not None:
+            self._watch.close()
+
+    def _make_watch(self) -> TreeWatch | None:
+        """Tells when a counter was replaced; None on sysfs, where the kernel answers ENODEV for one that is gone.
+
+        Any other file system goes on serving the deleted or replaced file, as trees in tests and containers do.
+        """
+        if all(counter.is_on_sysfs() for counter in self._counters):
+            return None
+        try:
+            return TreeWatch(counter.path for counter in self._counters)
+        except OSError:
+            self._looks_each_time = True
+        return None
+
+    def _arm(self) -> None:
+        if self._watch is None or not self._watch.stirred():
+            return
+        try:
+            self._watch.arm()
+        except OSError:
+            self._watch.close()
+            self._watch, self._looks_each_time = None, True
 
 
-def mirrored(domains: Sequence[Domain], begin: Sequence[Reading], end: Sequence[Reading]) -> dict[str, str]:
+def mirrored(domains: Sequence[Domain], begin: Sequence[int | None], end: Sequence[int | None]) -> dict[str, str]:
     """The counted domains that repeat an earlier one's counter over a window: mirror id to the id it mirrors.
+
+    ``begin`` and ``end`` are the raw values of the domains; None where there was no reading.
 
     Some multi-die processors show one socket's counter as several zones, and summing them multiplies the
     socket. A domain is a mirror of an earlier one of its kind if both show the same raw value at the beginning
@@ -111,7 +170,7 @@ def mirrored(domains: Sequence[Domain], begin: Sequence[Reading], end: Sequence[
             if (
                 _agree(domain, begin[earlier], begin[later], tolerance_uj)
                 and _agree(domain, end[earlier], end[later], tolerance_uj)
-                and begin[later].raw_uj != end[later].raw_uj
+                and begin[later] != end[later]
             ):
                 found[domain.id] = original.id
                 break
@@ -123,10 +182,10 @@ def _are_dies_of_one_package(one: str, other: str) -> bool:
     return first is not None and second is not None and first.groups() == second.groups()
 
 
-def _agree(domain: Domain, one: Reading, other: Reading, tolerance_uj: int) -> bool:
-    if one.raw_uj is None or other.raw_uj is None:
+def _agree(domain: Domain, one_uj: int | None, other_uj: int | None, tolerance_uj: int) -> bool:
+    if one_uj is None or other_uj is None:
         return False
-    apart_uj = abs(one.raw_uj - other.raw_uj)
+    apart_uj = abs(one_uj - other_uj)
     # One of the two may have been read just before the wrap, and the other just after.
     around_uj = apart_uj if domain.range_uj is None else abs(domain.range_uj - apart_uj)
     return min(apart_uj, around_uj) <= tolerance_uj
@@ -135,20 +194,26 @@ def _agree(domain: Domain, one: Reading, other: Reading, tolerance_uj: int) -> b
 class _Counter:
     """One ``energy_uj`` file, kept open."""
 
-    __slots__ = ("_closed", "_fd", "_limit_uj", "_on_sysfs", "_path", "_same")
+    __slots__ = ("_closed", "_same", "fd", "limit_uj", "path")
 
     def __init__(self, path: Path, limit_uj: int) -> None:
-        self._path = str(path)
-        self._limit_uj = limit_uj
-        self._fd = -1
+        self.path = str(path)
+        self.limit_uj = limit_uj
+        self.fd = -1
         self._closed = False
         self._same: tuple[float, ...] = ()  # inode and device, as a slice of a stat result: quicker than by name
-        # The kernel answers ENODEV for a counter that is gone; any other file system goes on serving the
-        # deleted or replaced file, as trees in tests and container mounts do.
-        self._on_sysfs = False
+
+    def is_on_sysfs(self) -> bool:
+        """Whether the kernel itself serves the file; False when it cannot be said."""
+        try:
+            return os.stat(self.path).st_dev == os.stat("/sys").st_dev
+        except OSError:
+            return False
 
     def read(self, at_ns: int) -> Reading:
         """The counter now, or the code of what went wrong. Never raises."""
+        if self._closed:
+            return Reading(at_ns, None, "READ_CLOSED")
         try:
             return Reading(at_ns, self._read_raw())
         except (OSError, ValueError):
@@ -156,21 +221,19 @@ class _Counter:
 
     def close(self) -> None:
         """Closes the file. May be called twice."""
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd, self._closed = -1, True
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd, self._closed = -1, True
 
     def _read_raw(self) -> int:
-        if not self._on_sysfs and os.stat(self._path)[1:3] != self._same:
+        if os.stat(self.path)[1:3] != self._same:
             self._open()
-        raw_uj = int(os.pread(self._fd, 64, 0))
-        if 0 <= raw_uj <= self._limit_uj:
+        raw_uj = int(os.pread(self.fd, _TEXT_BYTES, 0))
+        if 0 <= raw_uj <= self.limit_uj:
             return raw_uj
         raise ValueError(raw_uj)
 
     def _read_again(self, at_ns: int) -> Reading:
-        if self._closed:
-            return Reading(at_ns, None, "READ_CLOSED")
         for pause_s in _PAUSES_S:
             time.sleep(pause_s)
             try:
@@ -183,15 +246,13 @@ class _Counter:
         return Reading(at_ns, None, "READ_RUBBISH")
 
     def _open(self) -> None:
-        fd = os.open(self._path, os.O_RDONLY)
-        status = os.fstat(fd)
-        self._on_sysfs = status.st_dev == os.stat("/sys").st_dev
-        self._same = status[1:3]
-        if self._fd < 0:
-            self._fd = fd
+        fd = os.open(self.path, os.O_RDONLY)
+        self._same = os.fstat(fd)[1:3]
+        if self.fd < 0:
+            self.fd = fd
         else:
             # Keeps the number: a thread in the midst of a read must not find another file behind it.
-            os.dup2(fd, self._fd, inheritable=False)
+            os.dup2(fd, self.fd, inheritable=False)
             os.close(fd)
 
 

@@ -10,15 +10,14 @@ from hypothesis import strategies as st
 
 from tao_flows.attribution import (
     CpuShares,
-    GpuUse,
     Split,
     account,
     apportion,
     run_account,
     split_domain,
     split_estimate,
-    split_gpu,
 )
+from tao_flows.calibration import Baseline, DomainBaseline, Host
 from tao_flows.figures import Account, CpuTime, Figure, Quality
 from tao_flows.measurement import MemoryUse, Span, measurement
 from tao_flows.telemetry.base import Domain
@@ -31,6 +30,7 @@ seconds = st.floats(0, 1e7)
 # Sixteenths of a second add up exactly, so that what is said of order is not blurred by a float's rounding.
 exact_seconds = st.integers(0, 10**7).map(lambda sixteenths: sixteenths / 16)
 walls = st.floats(1e-6, 1e6)
+at_rests = st.builds(DomainBaseline, st.floats(0, 1e4), st.floats(0, 1e4), st.just(60))
 
 
 def shares(task_s: float | None, overhead_s: float, busy_s: float | None, *, lower_bound: bool = False) -> CpuShares:
@@ -38,7 +38,7 @@ def shares(task_s: float | None, overhead_s: float, busy_s: float | None, *, low
 
 
 def lines(split: Split | Account) -> list[int | None]:
-    return [split.tasks_uj, split.overhead_uj, split.idle_uj, split.unattributed_uj]
+    return [split.tasks_uj, split.overhead_uj, split.idle_uj, split.allocated_idle_uj, split.unattributed_uj]
 
 
 def known(values: list[int | None]) -> int:
@@ -129,19 +129,6 @@ def test_a_task_that_has_the_host_alone_gets_the_counter(counter_uj: int, task_s
     assert split.tasks_uj == counter_uj
 
 
-@given(energies, st.none() | st.frozensets(st.integers(1, 5)), st.frozensets(st.integers(1, 5)), st.booleans())
-def test_a_gpu_counter_is_kept_whoever_held_it(
-    counter_uj: int, holders: frozenset[int] | None, ours: frozenset[int], alone: bool
-) -> None:
-    split, _ = split_gpu("gpu-0", "nvml", counter_uj, GpuUse(holders, ours, alone))
-    assert split.whole_uj == counter_uj
-    assert split.figure.value_uj == split.tasks_uj
-    if split.tasks_uj:
-        assert holders
-        assert holders <= ours
-        assert alone
-
-
 MODEL = Estimator(CpuIdentity("Ice Lake", "high", "test", 8), 0.77, 3.76)
 
 
@@ -160,12 +147,12 @@ some_lines = st.none() | st.integers(0, 10**12)
 
 @st.composite
 def host_accounts(draw: st.DrawFn) -> Account:
-    tasks, overhead, idle = draw(some_lines), draw(some_lines), draw(some_lines)
+    tasks, overhead, idle, allocated_idle = (draw(some_lines) for _ in range(4))
     rest = draw(st.integers(0, 10**12))
-    whole = known([tasks, overhead, idle, rest])
+    whole = known([tasks, overhead, idle, allocated_idle, rest])
     counted = draw(st.integers(0, whole))
     counter, estimate = draw(st.sampled_from([(whole, None), (None, whole), (counted, whole - counted)]))
-    return Account(counter, estimate, tasks, overhead, idle, rest, Quality.ATTRIBUTED)
+    return Account(counter, estimate, tasks, overhead, idle, rest, Quality.ATTRIBUTED, (), allocated_idle)
 
 
 @given(host_accounts(), st.integers(0, 10**13))
@@ -174,7 +161,8 @@ def test_a_runs_account_keeps_the_hosts_joules_and_invents_none(host: Account, t
     run = run_account(host, tasks_uj)
     assert known(lines(run)) == whole_uj
     assert all(line is None or line >= 0 for line in lines(run))
-    assert (run.counter_uj, run.estimate_uj, run.idle_uj) == (host.counter_uj, host.estimate_uj, host.idle_uj)
+    for line in ("counter_uj", "estimate_uj", "idle_uj", "allocated_idle_uj"):
+        assert getattr(run, line) == getattr(host, line)
     assert known([run.tasks_uj]) <= known([host.tasks_uj]) + tasks_uj
     assert known([run.overhead_uj]) <= known([host.overhead_uj])
     if host.tasks_uj is None and tasks_uj == 0:
@@ -221,7 +209,7 @@ def test_a_total_of_one_figure_is_that_figure(figure: Figure) -> None:
 def test_a_sum_of_accounts_still_adds_up(accounts: list[Account]) -> None:
     total = Account.total(accounts)
     assert known(lines(total)) == known([total.counter_uj, total.estimate_uj])
-    for line in ("counter_uj", "tasks_uj", "overhead_uj", "idle_uj", "unattributed_uj"):
+    for line in ("counter_uj", "tasks_uj", "overhead_uj", "idle_uj", "allocated_idle_uj", "unattributed_uj"):
         values = [getattr(each, line) for each in accounts]
         assert getattr(total, line) == (known(values) if any(value is not None for value in values) else None)
 
@@ -233,6 +221,7 @@ def test_a_sum_of_accounts_still_adds_up(accounts: list[Account]) -> None:
     st.none() | seconds,
     st.booleans(),
     st.tuples(st.none() | st.integers(0, 2**40), st.none() | st.integers(0, 2**40)),
+    st.none() | st.dictionaries(st.sampled_from(["package-0", "dram-1", "package-2"]), at_rests),
     walls,
 )
 def test_the_account_of_a_window_adds_up_to_what_was_counted_and_estimated(
@@ -242,6 +231,7 @@ def test_the_account_of_a_window_adds_up_to_what_was_counted_and_estimated(
     busy_s: float | None,
     with_model: bool,
     memory: tuple[int | None, int | None],
+    at_rest: dict[str, DomainBaseline] | None,
     wall_s: float,
 ) -> None:
     spans = [
@@ -256,11 +246,15 @@ def test_the_account_of_a_window_adds_up_to_what_was_counted_and_estimated(
         shares=shares(task_s, overhead_s, busy_s),
         estimator=MODEL if with_model else None,
         memory=MemoryUse(*memory),
+        baseline=None if at_rest is None else Baseline(Host("", ""), 0, 60.0, 0.0, 60, 60, at_rest),
     )
     read = [span.energy_uj for span in spans if span.domain.counted and span.energy_uj is not None]
     found = measured.account
     assert found.counter_uj == (sum(read) if read else None)
     assert known(lines(found)) == known([found.counter_uj, found.estimate_uj])
+    assert all(line is None or line >= 0 for line in lines(found))
+    idles = [domain.idle_uj for domain in measured.domains if domain.source == "rapl"]
+    assert (measured.baseline is None) == (idles.count(None) == len(idles))
     assert (found.estimate_uj is not None) <= with_model
     unread = {span.domain.id for span in spans if span.domain.counted and span.energy_uj is None}
     assert unread <= set(found.unknown_parts)

@@ -116,9 +116,7 @@ def test_two_integrals_with_a_break_between_them_are_never_an_energy(samples: li
 @given(raws=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=6))
 def test_mirrors_point_at_domains_that_are_counted_and_show_the_same(raws: list[tuple[int, int]]) -> None:
     domains = [Domain(f"package-{n}", "package", "rapl", range_uj=RANGE_UJ) for n in range(len(raws))]
-    begin = [Reading(0, first) for first, _ in raws]
-    end = [Reading(NS_PER_S, last) for _, last in raws]
-    found = mirrored(domains, begin, end)
+    found = mirrored(domains, [first for first, _ in raws], [last for _, last in raws])
     shown = {domain.id: raw for domain, raw in zip(domains, raws, strict=True)}
     assert not set(found) & set(found.values())
     assert all(shown[mirror] == shown[original] for mirror, original in found.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import multiprocessing
@@ -17,9 +18,10 @@ from typing import Any
 import pytest
 
 from tao_flows import measure, runtime
-from tao_flows.errors import InputError
+from tao_flows.errors import InputError, SourceError
 from tao_flows.figures import Account, Quality
 from tao_flows.runtime import SETTINGS_MAX_AGE_S
+from tao_flows.telemetry import perf
 from tao_flows.testing import PowercapTree
 
 BURN = "import time\nend = time.process_time() + {}\nwhile time.process_time() < end: pass"
@@ -110,7 +112,13 @@ def test_a_block_inside_a_block_is_measured_within_it() -> None:
 
 
 @pytest.mark.usefixtures("estimate")
-def test_blocks_side_by_side_are_each_charged_for_their_own_thread() -> None:
+def test_blocks_side_by_side_where_perf_is_refused_are_each_charged_for_their_own_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> int:
+        raise SourceError("PERF_PARANOID", "the kernel keeps perf events from users")
+
+    monkeypatch.setattr(perf, "_open", refuse)
     both = threading.Barrier(2)
     blocks: dict[float, Any] = {}
 
@@ -131,6 +139,30 @@ def test_blocks_side_by_side_are_each_charged_for_their_own_thread() -> None:
         assert not m.measurement.cpu.covers_children
         assert m.cpu_s == pytest.approx(cpu_s, abs=0.015)
     assert blocks[0.12].energy.value_uj > blocks[0.02].energy.value_uj
+
+
+def test_blocks_side_by_side_in_coroutines_are_charged_for_no_others_cpu_and_say_why(tree: PowercapTree) -> None:
+    async def work(cpu_s: float) -> measure:
+        with measure() as m:
+            await asyncio.sleep(0)
+            burn(cpu_s)
+            await asyncio.sleep(0)
+        return m
+
+    async def both() -> list[measure]:
+        blocks = await asyncio.gather(work(0.01), work(0.05))
+        tree.move("intel-rapl:0", 1_000)
+        return [*blocks, await work(0.03)]
+
+    *beside, alone = asyncio.run(both())
+    for m in beside:
+        assert "COROUTINES_SIDE_BY_SIDE" in m.measurement.events
+        assert m.cpu_s is None
+        assert m.energy.value_j is None
+        assert m.account.tasks_uj is None
+        assert m.account.unattributed_uj == m.account.counter_uj
+    assert "COROUTINES_SIDE_BY_SIDE" not in alone.measurement.events
+    assert alone.cpu_s >= 0.03
 
 
 def test_an_exception_of_the_block_passes_through_and_the_block_is_measured_up_to_it(tree: PowercapTree) -> None:

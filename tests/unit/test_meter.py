@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ import pytest
 from tao_flows.clock import SystemClock
 from tao_flows.figures import CpuTime, DomainEnergy, Measurement, Quality
 from tao_flows.meter import Meter, TaskUse
-from tao_flows.telemetry.base import Domain, Reading
+from tao_flows.telemetry.base import DeviceUse, Domain, Reading
 from tao_flows.telemetry.cpuinfo import CpuIdentity
 from tao_flows.telemetry.estimate import Estimator
 from tao_flows.telemetry.rapl import RaplSource
@@ -82,7 +82,7 @@ def domain(measured: Measurement, name: str) -> DomainEnergy:
 
 def adds_up(measured: Measurement) -> bool:
     found = measured.account
-    parts = (found.tasks_uj, found.overhead_uj, found.idle_uj, found.unattributed_uj)
+    parts = (found.tasks_uj, found.overhead_uj, found.idle_uj, found.allocated_idle_uj, found.unattributed_uj)
     return sum(part or 0 for part in parts) == (found.counter_uj or 0) + (found.estimate_uj or 0)
 
 
@@ -223,10 +223,10 @@ class Gpus:
             raise ConnectionError("the driver went away")
         return tuple(Reading(self._clock.monotonic_ns(), raw) for raw in self.raw_uj)
 
-    def holders(self) -> Mapping[str, frozenset[int] | None]:
+    def use(self, domain: str) -> DeviceUse:
         if "holders" in self.failing:
             raise ConnectionError("the driver went away")
-        return dict(self.held)
+        return DeviceUse(self.held[domain], None)
 
     def close(self) -> None:
         pass
@@ -440,7 +440,7 @@ def test_a_gpu_whose_holders_cannot_be_read_midway_is_unknown(host: Host) -> Non
     meter.sample()
     gpus.failing = set()
     measured = meter.end(window, used(1.0, pids=frozenset({41})))
-    assert domain(measured, "gpu-0").events == ("GPU_HOLDERS_UNKNOWN",)
+    assert domain(measured, "gpu-0").events == ("GPU_HOLDERS_UNKNOWN", "SOURCE_RAISED:ConnectionError")
     assert measured.energy.value_uj is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from tao_flows.clock import SystemClock
 from tao_flows.errors import SourceError
-from tao_flows.telemetry.base import Domain, Reading
+from tao_flows.telemetry.base import Domain
 from tao_flows.telemetry.counter import Difference, Wrapped, delta
 from tao_flows.telemetry.rapl import RaplSource, mirrored
 from tao_flows.testing import INTEL_RANGE_UJ, FakeClock, PowercapTree
@@ -150,6 +151,72 @@ def test_a_zone_moved_away_with_its_files_alive_reads_as_vanished(tree: Powercap
     assert shown(source) == {"package-0": "READ_VANISHED"}
 
 
+def raws(source: RaplSource) -> list[int | str | None]:
+    """As a window is read: the short way first, and where that has nothing to say the long one."""
+    raws_uj = source.read_raw()
+    return list(shown(source).values()) if raws_uj is None else list(raws_uj)
+
+
+def test_the_short_way_of_reading_is_open_while_nothing_happens_and_as_fresh_as_the_long_one(
+    tree: PowercapTree,
+) -> None:
+    source = RaplSource(server(tree).root, SystemClock())
+    for moved_uj in (0, 1, 5_000):
+        tree.move("intel-rapl:1", moved_uj)
+        assert source.read_raw() == tuple(reading.raw_uj for reading in source.read())
+    assert source.read_raw() == (100, 10, 1, 20, 5_201, 30, 1_000)
+
+
+@pytest.mark.parametrize("inotify", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_short_way_misses_no_counter_that_was_replaced_moved_or_taken_away(
+    tmp_path: Path, layout: Literal["nested", "linked", "flat"], inotify: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not inotify:
+        monkeypatch.setattr("tao_flows.telemetry.rapl.TreeWatch", refuse)
+    tree = PowercapTree(tmp_path / "above" / "powercap", layout)
+    path = tree.add_zone("intel-rapl:0", "package-0", 1)
+    source = RaplSource(tree.root, SystemClock())
+    assert raws(source) == [1]
+    for energy_uj in (2, 3):
+        tree.set("intel-rapl:0", energy_uj, replace=True)
+        assert raws(source) == [energy_uj]
+        tree.set("intel-rapl:0", energy_uj + 10)
+        assert raws(source) == [energy_uj + 10]
+    for one in (path, tree.root, tree.root.parent):
+        away = one.rename(tmp_path / "away")
+        assert raws(source) == ["READ_VANISHED"]
+        assert raws(source) == ["READ_VANISHED"]
+        away.rename(one)
+        assert raws(source) == [13]
+    (path / "energy_uj").unlink()
+    assert raws(source) == ["READ_VANISHED"]
+    (path / "energy_uj").write_text("14\n")
+    assert raws(source) == [14]
+
+
+def refuse(_paths: object) -> None:
+    raise OSError(errno.EMFILE, "too many")
+
+
+def test_a_link_that_is_made_to_lead_elsewhere_is_followed(tmp_path: Path) -> None:
+    trees = {}
+    for name, energy_uj in (("one", 1), ("two", 2)):
+        trees[name] = PowercapTree(tmp_path / name)
+        trees[name].add_zone("intel-rapl:0", "package-0", energy_uj)
+    link = tmp_path / "links" / "powercap"
+    link.parent.mkdir()
+    link.symlink_to(trees["one"].root)
+    source = RaplSource(link, SystemClock())
+    assert raws(source) == [1]
+    fresh = link.with_name("fresh")
+    fresh.symlink_to(trees["two"].root)
+    fresh.rename(link)
+    assert raws(source) == [2]
+    trees["two"].root.rename(tmp_path / "away")
+    assert raws(source) == ["READ_VANISHED"]
+
+
 @pytest.mark.parametrize(
     "text", ["rubbish\n", "", "-5\n", f"{INTEL_RANGE_UJ + 1}\n", "1.5\n", "\0\0", "9" * 64], ids=repr
 )
@@ -174,10 +241,11 @@ def test_closing_twice_gives_the_files_back_and_readings_say_so(tree: PowercapTr
     server(tree)
     before = len(os.listdir("/proc/self/fd"))
     source = RaplSource(tree.root, SystemClock())
-    assert len(os.listdir("/proc/self/fd")) == before + 7
+    opened = len(os.listdir("/proc/self/fd"))
+    assert opened == before + 7 + 1  # the counters, and what tells of their being replaced
     tree.set("intel-rapl:0", 5, replace=True)
     source.read()
-    assert len(os.listdir("/proc/self/fd")) == before + 7
+    assert len(os.listdir("/proc/self/fd")) == opened
     source.close()
     source.close()
     assert len(os.listdir("/proc/self/fd")) == before
@@ -302,8 +370,8 @@ def test_a_root_closed_to_this_user_is_a_permission_not_an_absence(tree: Powerca
     assert as_nobody(tree.root)[0] == "RAPL_PERMISSION"
 
 
-def window(*raws: tuple[int | None, int | None]) -> tuple[list[Reading], list[Reading]]:
-    return [Reading(0, first) for first, _ in raws], [Reading(10**9, last) for _, last in raws]
+def window(*raws: tuple[int | None, int | None]) -> tuple[list[int | None], list[int | None]]:
+    return [first for first, _ in raws], [last for _, last in raws]
 
 
 def packages(*ids: str, counted: bool = True) -> list[Domain]:
