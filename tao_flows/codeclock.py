@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 from tao_flows.errors import SourceError
 from tao_flows.figures import CpuTime
 from tao_flows.spans import CpuSpan
 from tao_flows.telemetry.perf import TaskClock
+from tao_flows.telemetry.threads import native_threads
 
 
 class CodeClock:
@@ -17,17 +19,19 @@ class CodeClock:
     meanwhile (perf). Code that gives its thread away between steps is charged for the thread alone, step by step: what
     it starts would go on being counted during others' steps. Where perf is refused the thread alone counts too.
 
+    Threads that are not Python's and were there before (a numerical library's pool) serve whatever code calls the
+    library. Their CPU seconds are this code's where it was the only one of its process from start to end, and nobody's
+    otherwise.
+
     Args:
         stepped: True for coroutines and generators.
+        alone: True when no other code of this process is being timed.
     """
 
-    def __init__(self, *, stepped: bool) -> None:
-        self._perf: TaskClock | None = None
-        if not stepped:
-            try:
-                self._perf = TaskClock()
-            except SourceError:
-                pass  # doctor says why
+    def __init__(self, *, stepped: bool, alone: bool = False) -> None:
+        self._alone = alone
+        self._natives_s = native_threads() if alone else {}
+        self._perf = None if stepped else task_clock()
         self._source = "thread-clock-steps" if stepped else "thread-clock" if self._perf is None else "perf"
         self._failed = False
         self.span = CpuSpan(time.thread_time if self._perf is None else self._perf_s)
@@ -37,9 +41,50 @@ class CodeClock:
         self._failed = self._failed or cpu_s is None
         return cpu_s or 0.0
 
-    def stop(self) -> CpuTime:
-        """What the span counted; unknown when the clock was taken away midway (a daemon closing all descriptors)."""
+    def stop(self, *, alone: bool = False) -> CpuTime:
+        """What the span counted; unknown when the clock was taken away midway (a daemon closing all descriptors).
+
+        Args:
+            alone: True when no other code of this process was timed at any time meanwhile.
+        """
         covers_children = self._perf is not None
+        pool_s = self._pool_s() if alone and self._alone else 0.0
         if self._perf is not None:
             self._perf.close()
-        return CpuTime(None if self._failed else self.span.cpu_s, self._source, covers_children)
+        if self._failed:
+            return CpuTime(None, self._source, covers_children)
+        source = f"{self._source}+native-threads" if pool_s else self._source
+        return CpuTime(self.span.cpu_s + pool_s, source, covers_children)
+
+    def _pool_s(self) -> float:
+        """CPU seconds of native threads that were there before."""
+        now_s, before_s = native_threads(), self._natives_s
+        served_s = sum(max(0.0, now_s[number] - before_s[number]) for number in now_s.keys() & before_s.keys())
+        # The task clock has those that the code started itself.
+        started_s = 0.0 if self._perf is None else sum(now_s[number] for number in now_s.keys() - before_s.keys())
+        charged_natives.add(served_s + started_s)
+        return served_s
+
+
+def task_clock() -> TaskClock | None:
+    """The task clock of this thread and all it starts from here on; None where perf is refused, as doctor says."""
+    try:
+        return TaskClock()
+    except SourceError:
+        return None
+
+
+class ChargedNatives:
+    """CPU seconds of native threads that are in some code's figure already, since this process began."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.cpu_s = 0.0
+
+    def add(self, cpu_s: float) -> None:
+        """Charges some more."""
+        with self._lock:
+            self.cpu_s += cpu_s
+
+
+charged_natives = ChargedNatives()

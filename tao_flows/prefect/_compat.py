@@ -1,15 +1,17 @@
 """Every name taken from Prefect that is not plainly public, in one place, so that a new minor is one file to check.
 
 Ran on Prefect 3.8.8. Relied on beyond the documented API: ``TaskRunContext`` and ``FlowRunContext``, the engine calling
-``task.fn`` only when the transaction is not committed, ``timeout`` and ``timeout_async``, and that a task or a flow
-is made whole by its ``__dict__``.
+``task.fn`` only when the transaction is not committed, ``timeout`` and ``timeout_async``, that a task or a flow is made
+whole by its ``__dict__``, and where a task runner keeps its thread pools.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from prefect import Flow, Task
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -37,6 +39,7 @@ __all__ = [
     "get_run_logger",
     "impatient",
     "impatient_client",
+    "start_threads_by",
     "timeout",
     "timeout_async",
 ]
@@ -62,3 +65,13 @@ def impatient() -> Iterator[None]:
     """The same patience for calls that bring a client of their own."""
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: _PATIENCE_S}):
         yield
+
+
+def start_threads_by(runner: Any, start: Callable[[Callable[[], None]], None]) -> None:
+    """Has ``start`` call what starts a thread of a task runner's pools; does nothing to a runner without any."""
+    for name in ("_executor", "_resolver_executor"):
+        pool = getattr(runner, name, None)
+        # Its one method that starts threads, the same in every Python that we run on, and not in its public part.
+        own = getattr(pool, "_adjust_thread_count", None)
+        if isinstance(pool, ThreadPoolExecutor) and own is not None and "_adjust_thread_count" not in vars(pool):
+            vars(pool)["_adjust_thread_count"] = partial(start, own)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import resource
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tao_flows.codeclock import charged_natives
+from tao_flows.engines import USERS_CODE, engine_of
 from tao_flows.telemetry import procfs
+from tao_flows.telemetry.threads import native_threads
 
 _RUNNER_MARKS = ("multiprocessing.spawn", "multiprocessing.forkserver", "distributed.cli", "dask")
 
@@ -29,6 +31,8 @@ class EngineCpu:
     """Children this process has waited for, and their descendants."""
     native_s: dict[int, float]
     """By thread id, this process's threads that are not Python's."""
+    charged_s: float
+    """What of those is in tasks' figures."""
     others_s: dict[tuple[int, int], float]
     """By pid and start time, processes of the engine other than this one."""
 
@@ -39,16 +43,18 @@ class EngineCpu:
         return cls(
             process_s=time.process_time(),
             reaped_s=children.ru_utime + children.ru_stime,
-            native_s=_native_threads(proc_root),
+            native_s=native_threads(),
+            charged_s=charged_natives.cpu_s,
             others_s=_engine_processes(proc_root),
         )
 
     def since(self, before: EngineCpu) -> EngineCpuSpent:
         """What was spent between ``before`` and this reading."""
+        native_s = sum(max(0.0, now - before.native_s.get(tid, 0.0)) for tid, now in self.native_s.items())
         return EngineCpuSpent(
             process_s=max(0.0, self.process_s - before.process_s),
             reaped_s=max(0.0, self.reaped_s - before.reaped_s),
-            native_s=sum(max(0.0, now - before.native_s.get(tid, 0.0)) for tid, now in self.native_s.items()),
+            native_s=max(0.0, native_s - (self.charged_s - before.charged_s)),
             others_s=sum(max(0.0, now - before.others_s.get(key, 0.0)) for key, now in self.others_s.items()),
         )
 
@@ -60,6 +66,7 @@ class EngineCpuSpent:
     process_s: float
     reaped_s: float
     native_s: float
+    """Of threads that are not Python's, and in no task's figure."""
     others_s: float
 
     def overhead_s(self, *, known_s: float, children_known: bool) -> float:
@@ -76,24 +83,12 @@ class EngineCpuSpent:
 
 def is_engine(command: tuple[str, ...], *, ours: bool) -> bool:
     """Whether a command line is a process of Prefect, or one that this process's task runner started (``ours``)."""
+    engine = engine_of(command)
+    if engine is not None:
+        # Flow processes account for themselves.
+        return engine.startswith("prefect ") and engine not in USERS_CODE
     text = " ".join(command)
-    if "prefect" in text and any(word in command for word in ("server", "worker", "agent", "runner")):
-        return True
-    if "prefect.server" in text or "prefect.runner" in text:
-        return True
     return ours and any(mark in text for mark in _RUNNER_MARKS)
-
-
-def _native_threads(proc_root: Path) -> dict[int, float]:
-    python = {thread.native_id for thread in threading.enumerate()}
-    tasks = proc_root / "self" / "task"
-    found: dict[int, float] = {}
-    for tid in procfs.processes(tasks):
-        if tid not in python:
-            stat = procfs.process_stat(tid, tasks)
-            if stat is not None:
-                found[tid] = stat.cpu_s
-    return found
 
 
 def _engine_processes(proc_root: Path) -> dict[tuple[int, int], float]:

@@ -7,6 +7,7 @@ that the report is whole even where the ledger is out of reach.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,12 +20,15 @@ from tao_flows.meter import TaskUse, Window
 from tao_flows.prefect._compat import FlowRunContext
 from tao_flows.prefect.engine_cpu import EngineCpu
 from tao_flows.prefect.settings import tao_here
+from tao_flows.prefect.settle import REPORT_S
 from tao_flows.records import UNSEEN_RUN, DecisionRecord, HostAccount, RunRecord, TaskRecord
 from tao_flows.runtime import Tao
 from tao_flows.spans import CpuSpan
+from tao_flows.units import s_from_ns
 
 MAX_RUNS = 256
 """Runs kept in memory in one process; the oldest go first. The ledger keeps them all."""
+_LOOK_AGAIN_S = 0.1
 
 
 @dataclass
@@ -57,7 +61,7 @@ class FlowWindow:
         self._pending = 0
         self._on_settled: Callable[[], None] | None = None
         self._cpu = EngineCpu.read(tao.config.proc_root)
-        self._window: Window | None = tao.meter.begin(memory.run.flow, enclosing=True)
+        self._window: Window | None = tao.meter.begin(memory.run.flow, enclosing=True, party="process")
 
     def submitted(self) -> None:
         """A task was handed to the task runner."""
@@ -79,7 +83,10 @@ class FlowWindow:
             return self._pending > 0
 
     def account(self, *, final: bool) -> None:
-        """Writes the account of this host as it stands; ``final`` ends the window."""
+        """Writes the account of this host as it stands; ``final`` ends the window.
+
+        Takes up to a few seconds where a node agent tells its figures late.
+        """
         window = self._window
         if window is None:
             return
@@ -87,21 +94,22 @@ class FlowWindow:
             self._window = None
         tao, memory = self._tao, self._memory
         spent = EngineCpu.read(tao.config.proc_root).since(self._cpu)
+        body = CpuTime(self.body.cpu_s, "thread-clock", covers_children=False)
+        ended = tao.meter.stop(window, keep_open=not final, cpu_s=body.cpu_s)
         measured = [
             task.measurement
-            for task in all_tasks(tao, memory)
+            for task in settled_tasks(tao, memory)
             if task.measurement is not None
             and task.segment.host == memory.run.segment.host
             and task.started_wall_ns >= window.wall_ns
         ]
         overhead_s = spent.overhead_s(
-            known_s=self.body.cpu_s + sum(m.cpu_s or 0.0 for m in measured) + self._others_s(window.wall_ns),
+            known_s=(body.cpu_s or 0.0) + sum(m.cpu_s or 0.0 for m in measured) + self._others_s(window.wall_ns),
             children_known=all(m.cpu.covers_children for m in measured),
         )
-        body = CpuTime(self.body.cpu_s, "thread-clock", covers_children=False)
         # The process's memory is charged to the tasks in it; between them it is nobody's.
         use = TaskUse(body, overhead_cpu_s=overhead_s, resident_bytes=0)
-        host = tao.meter.end(window, use, keep_open=not final)
+        host = tao.meter.work_out(window, ended, use)
         record = HostAccount(
             host=memory.run.segment.host,
             account=run_account(host.account, sum(m.energy.value_uj or 0 for m in measured)),
@@ -109,7 +117,7 @@ class FlowWindow:
             window=self.name,
             events=host.events,
             body=host.energy,
-            body_cpu_s=self.body.cpu_s,
+            body_cpu_s=body.cpu_s,
             overhead_cpu_s=overhead_s,
         )
         memory.accounts[self.name] = record
@@ -215,8 +223,30 @@ def all_tasks(tao: Tao, memory: RunMemory) -> list[TaskRecord]:
     return sorted({**tasks, **memory.tasks}.values(), key=lambda record: record.started_wall_ns)
 
 
+def settled_tasks(
+    tao: Tao, memory: RunMemory, of_interest: Callable[[TaskRecord], bool] = lambda _: True
+) -> list[TaskRecord]:
+    """The tasks of a run that are of interest, once the figures that a node agent is about to tell are there."""
+    until_s = time.monotonic() + REPORT_S
+    while True:
+        tasks = [record for record in all_tasks(tao, memory) if of_interest(record)]
+        awaited = any(_is_awaited(record, tao.clock.wall_ns()) for record in tasks)
+        if not awaited or time.monotonic() >= until_s:
+            return tasks
+        time.sleep(_LOOK_AGAIN_S)
+
+
+def _is_awaited(record: TaskRecord, now_wall_ns: int) -> bool:
+    # What has been pending for longer is so for ever: its process was killed.
+    ended_ns = record.ended_wall_ns
+    pending = record.measurement is not None and record.measurement.pending
+    return pending and ended_ns is not None and s_from_ns(now_wall_ns - ended_ns) < REPORT_S
+
+
 def energy_of(future: Any) -> Figure:
     """The energy of a finished task of this flow run, all its tries together; unknown while there is none.
+
+    Where a node agent tells its figures late, this waits for them: about a second after the task's end.
 
     Args:
         future: what ``submit`` gave, or a task-run id.
@@ -229,7 +259,7 @@ def energy_of(future: Any) -> Figure:
     instance = str(getattr(future, "task_run_id", future))
     if memory is None or tao is None:
         return Figure.unknown("NOT_METERED")
-    tries = [record for record in all_tasks(tao, memory) if record.key.instance == instance]
+    tries = settled_tasks(tao, memory, lambda record: record.key.instance == instance)
     return Figure.total(
         record.measurement.energy if record.measurement else Figure.unknown(record.task_label) for record in tries
     )

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from tao_flows.errors import TaoError
 from tao_flows.prefect._compat import ArtifactCreate, impatient_client
-from tao_flows.prefect.flow_run import RunMemory, all_tasks, flow_windows
+from tao_flows.prefect.flow_run import RunMemory, flow_windows, settled_tasks
 from tao_flows.prefect.settings import tao_here
 from tao_flows.records import UNSEEN_RUN, DecisionRecord, HostAccount, Incident, RunRecord
 from tao_flows.runtime import Tao
@@ -89,7 +89,7 @@ def _publish(tao: Tao, memory: RunMemory) -> None:
     from tao_flows.report.text import energy_text
 
     decisions, accounts, incidents = _rest(tao, memory)
-    report = build_report(memory.run, all_tasks(tao, memory), decisions, accounts, incidents)
+    report = build_report(memory.run, settled_tasks(tao, memory), decisions, accounts, incidents)
     said = energy_text(report.energy) + ("" if report.energy.value_j is None else f", {report.energy.quality}")
     slug = re.sub(r"[^a-z0-9]+", "-", memory.run.flow.lower()).strip("-") or "flow"
     run_id = UUID(memory.run.run_id)

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from tao_flows.codeclock import CodeClock
 from tao_flows.config import EnergyBudget, TaoConfig
@@ -21,7 +22,7 @@ from tao_flows.controller.parse import parse_request
 from tao_flows.errors import DeniedError
 from tao_flows.figures import Measurement
 from tao_flows.gather import Wish, gather
-from tao_flows.meter import TaskUse, Window
+from tao_flows.meter import Ended, TaskUse, Window
 from tao_flows.pools import WorkerPool, load_pools
 from tao_flows.prefect._compat import (
     FlowRunContext,
@@ -34,11 +35,16 @@ from tao_flows.prefect._compat import (
 from tao_flows.prefect.flow_run import flow_windows
 from tao_flows.prefect.options import TaoOptions
 from tao_flows.prefect.settings import tao_here
+from tao_flows.prefect.settle import settle_later
+from tao_flows.prefect.starter import have_starter
 from tao_flows.records import DecisionRecord, RunKey, TaskRecord, TaskState, Who
 from tao_flows.runtime import Tao
 from tao_flows.spans import CpuSpan
 from tao_flows.telemetry.procfs import own_resident_bytes
 from tao_flows.units import format_duration, format_energy_interval, format_power
+
+if TYPE_CHECKING:
+    _Logger = logging.Logger | logging.LoggerAdapter[Any]
 
 LOCAL_POOL = "local"
 """The pool of a flow that runs where it was called, outside any work pool."""
@@ -72,18 +78,36 @@ class Try:
         except ValueError:
             # A generator closed from another context: the variable of that context was never set.
             pass
-        use = TaskUse(self.clock.stop(), resident_bytes=self._resident())
-        measured = self.tao.meter.end(self.window, use)
+        meter = self.tao.meter
+        cpu = self.clock.stop(alone=meter.was_alone(self.window))
+        ended = meter.stop(self.window, cpu_s=cpu.cpu_s)
+        use = TaskUse(cpu, resident_bytes=self._resident())
         state = TaskState.COMPLETED
         # A generator whose consumer has had enough has completed.
         if error is not None and not isinstance(error, GeneratorExit):
             cancelled = isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, TerminationSignal))
             state = TaskState.CANCELLED if cancelled else TaskState.FAILED
-        ended_ns = self.tao.clock.wall_ns()
-        ended = replace(self.record, state=state, ended_wall_ns=ended_ns, measurement=measured)
-        self.tao.ledger.put_task(ended)
-        flow_windows.task_seen(self.tao, ended, alone=self.alone)
-        _log_line(self.tao.config, measured, self.decision)
+        measured = meter.work_out(self.window, ended, use, wait=False)
+        record = replace(self.record, state=state, ended_wall_ns=self.tao.clock.wall_ns(), measurement=measured)
+        self._write(record)
+        logger = get_run_logger()
+        if measured.pending:
+            settle_later(partial(self._complete, record, ended, use, logger))
+        else:
+            _log_line(logger, self.tao.config, measured, self.decision)
+
+    def _complete(self, record: TaskRecord, ended: Ended, use: TaskUse, logger: _Logger) -> None:
+        """Records what the try cost once more, when a node agent has told. Never raises."""
+        try:
+            measured = self.tao.meter.work_out(self.window, ended, use)
+            self._write(replace(record, measurement=measured))
+            _log_line(logger, self.tao.config, measured, self.decision)
+        except Exception as ours:  # noqa: BLE001 - nobody is there to hear of it
+            self.tao.incidents.note_error("completing a task's record", ours, run_id=record.key.run_id)
+
+    def _write(self, record: TaskRecord) -> None:
+        self.tao.ledger.put_task(record)
+        flow_windows.task_seen(self.tao, record, alone=self.alone)
 
     def _resident(self) -> int | None:
         """Resident bytes over the try, shared evenly with the windows open beside it in this process."""
@@ -195,10 +219,13 @@ def _begin(tao: Tao, options: TaoOptions, context: TaskRunContext, *, stepped: b
     decision = _decide(tao, options, record, budget)
     flow_windows.task_seen(tao, record, alone=flow_run is None)
     tao.ledger.put_task(record)
-    clock = CodeClock(stepped=stepped)
     resident = own_resident_bytes() if tao.meter.model else None
     token = _this_try.set(key.instance)
-    window = tao.meter.begin(record.task_label)
+    if not stepped:
+        have_starter()
+    window = tao.meter.begin(record.task_label, party="steps" if stepped else "thread")
+    # The meter may have started a thread of its own, which is not the task's.
+    clock = CodeClock(stepped=stepped, alone=window.companions == 0)
     return Try(tao, record, decision, window, clock, resident, token, alone=flow_run is None)
 
 
@@ -278,7 +305,7 @@ def _pools(config: TaoConfig) -> tuple[WorkerPool, ...]:
     return () if config.pools is None else load_pools(config.pools)
 
 
-def _log_line(config: TaoConfig, measured: Measurement, decision: DecisionRecord | None) -> None:
+def _log_line(logger: _Logger, config: TaoConfig, measured: Measurement, decision: DecisionRecord | None) -> None:
     energy = measured.energy
     text = "energy unknown"
     if energy.value_j is not None:
@@ -290,4 +317,4 @@ def _log_line(config: TaoConfig, measured: Measurement, decision: DecisionRecord
         if decision.mode == "advise" and decision.action != "run":
             text += f" (advised): {decision.reason}"
     level = logging.getLevelName(config.log_level)
-    get_run_logger().log(level, "tao-flows: %s", text)
+    logger.log(level, "tao-flows: %s", text)

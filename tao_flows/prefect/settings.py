@@ -22,7 +22,7 @@ def watcher() -> ConfigWatcher:
 
 def tao_here() -> Tao | None:
     """This process's ``Tao``, with Prefect's settings in it."""
-    return runtime.current(watcher)
+    return runtime.current(watcher, role="engine")
 
 
 @cache

@@ -18,6 +18,7 @@ from tao_flows.prefect import run
 from tao_flows.prefect._compat import MaterializingTask, Task
 from tao_flows.prefect.flow import count_submitted, engine_at_work, engine_goes_on
 from tao_flows.prefect.options import TaoOptions, split_options, with_changes
+from tao_flows.prefect.starter import keep_threads_out
 from tao_flows.spans import Stepped, stepped_async_generator, stepped_generator
 
 P = ParamSpec("P")
@@ -46,10 +47,12 @@ class TaoTask(Task[P, R]):
 
         def submit(self, *args: Any, **kwargs: Any) -> Any:
             with engine_at_work():
+                keep_threads_out()
                 return count_submitted(super().submit(*args, **kwargs))
 
         def map(self, *args: Any, **kwargs: Any) -> Any:
             with engine_at_work():
+                keep_threads_out()
                 return count_submitted(super().map(*args, **kwargs))
 
 

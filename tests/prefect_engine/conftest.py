@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scripted_agent import agent
+
+__all__ = ["agent"]
 
 HOME = tempfile.mkdtemp(prefix="tao-flows-prefect-")
 

@@ -87,7 +87,8 @@ def test_the_account_tells_tasks_body_engine_and_rest_apart(ledger: Ledger) -> N
     assert host.body is not None
     assert task.measurement is not None
     assert account.tasks_uj == (host.body.value_uj or 0) + (task.measurement.energy.value_uj or 0)
-    lines = (account.tasks_uj, account.overhead_uj, account.idle_uj, account.unattributed_uj)
+    resting = (account.idle_uj, account.allocated_idle_uj)
+    lines = (account.tasks_uj, account.overhead_uj, *resting, account.unattributed_uj)
     assert sum(line or 0 for line in lines) == account.estimate_uj
     assert min(line or 0 for line in lines) >= 0
     report = read_report(ledger, run)
