@@ -76,7 +76,7 @@ def run_command(
     env: Mapping[str, str] | None = None,
     proc_root: Path = PROC_ROOT,
     cgroup_root: Path = CGROUP_ROOT,
-    on_start: Callable[[], object] = lambda: None,
+    on_start: Callable[[int], object] = lambda _: None,
     on_sample: Callable[[Sequence[int]], object] = lambda _: None,
 ) -> CommandResult:
     """Runs a command to its end. To be called from the main thread; others may run meanwhile.
@@ -88,7 +88,7 @@ def run_command(
         env: its environment; the one we were given by default.
         proc_root: where the kernel shows processes.
         cgroup_root: where the kernel shows control groups.
-        on_start: called at the last moment before the command is let go.
+        on_start: called with the process's number at the last moment before the command is let go.
         on_sample: called with the command's processes every quarter of a second, and more often at first.
 
     Raises:
@@ -103,7 +103,7 @@ def run_command(
         run.fork(argv, inherited_environment(proc_root) if env is None else env)
         try:
             run.attach(cgroup_root)
-            run.guarded("ON_START_FAILED", on_start)
+            run.guarded("ON_START_FAILED", on_start, run.pid)
             run.let_go()
             run.supervise(on_sample)
         finally:
@@ -175,6 +175,11 @@ class _Run:
             os.close(failed)
         self._pids.add(self._pid)
         self._relay.watch(self._pid)
+
+    @property
+    def pid(self) -> int:
+        """The command's process."""
+        return self._pid
 
     def attach(self, cgroup_root: Path) -> None:
         """Puts the held process under the best counter there is."""

@@ -29,6 +29,8 @@ ENV_PREFIX: Final = "TAO_FLOWS_"
 CONFIG_FILE_ENV: Final = "TAO_FLOWS_CONFIG"
 ENVIRONMENT: Final = "environment"
 LOCAL_CONFIG_FILE: Final = "tao-flows.toml"
+AGENT_OFF: Final = "off"
+"""The setting for asking no node agent."""
 DAY_S: Final = 86_400.0
 
 
@@ -97,6 +99,12 @@ def _path(value: object, base: Path) -> Path:
     return base / Path(text).expanduser()
 
 
+def _agent(value: object, base: Path) -> str:
+    if isinstance(value, str) and value.strip().lower() == AGENT_OFF:
+        return AGENT_OFF
+    return str(_path(value, base))
+
+
 def _ledger(value: object, base: Path) -> str:
     if isinstance(value, str) and value.startswith("sqlite:"):
         value = value.partition(":///")[2]
@@ -141,11 +149,16 @@ def default_ledger(env: Mapping[str, str] = os.environ) -> str:
     Raises:
         ConfigError: there is no home directory to put it in.
     """
-    state = _user_directory(env, "XDG_STATE_HOME", ".local/state")
+    state = state_directory(env)
     if state is None:
         remedy = "set TAO_FLOWS_LEDGER to the path of a file"
         raise ConfigError("NO_HOME", "there is no home directory to keep the ledger in", remedy)
     return f"sqlite:///{state / 'ledger.db'}"
+
+
+def state_directory(env: Mapping[str, str] = os.environ) -> Path | None:
+    """Where the user's state is kept (XDG Base Directory Specification), or None without a home directory."""
+    return _user_directory(env, "XDG_STATE_HOME", ".local/state")
 
 
 def _user_directory(env: Mapping[str, str], variable: str, below_home: str) -> Path | None:
@@ -189,6 +202,12 @@ class TaoConfig:
     pools: Path | None = field(default=None, metadata=_about(_path, "TOML file that describes the worker pools"))
     budgets: Mapping[str, EnergyBudget] = field(
         default_factory=dict, metadata=_about(_budgets, "energy budgets by name: limit, window, ceiling")
+    )
+    calibration: Path | None = field(
+        default=None, metadata=_about(_path, "file of the idle baseline; none: the user's or the system's")
+    )
+    agent: str = field(
+        default="", metadata=_about(_agent, "socket of the node agent, or off; none given: the system's, the user's")
     )
     powercap_root: Path = field(
         default=Path("/sys/class/powercap"), metadata=_about(_path, "where the kernel shows RAPL counters")

@@ -8,9 +8,14 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+from tao_flows.agent.client import find_agent
+from tao_flows.agent.meter import AgentMeter
+from tao_flows.agent.wire import ClientRole
+from tao_flows.calibration import Found, Host, find_baseline, places
 from tao_flows.clock import Clock, SystemClock
-from tao_flows.config import ConfigWatcher, TaoConfig
+from tao_flows.config import AGENT_OFF, ConfigWatcher, TaoConfig
 from tao_flows.errors import TaoError
 from tao_flows.gather import Profiles
 from tao_flows.ledger import open_ledger
@@ -90,8 +95,13 @@ class Tao:
         return self.watcher.get(SETTINGS_MAX_AGE_S).config
 
 
-def build(watcher: ConfigWatcher, clock: Clock | None = None) -> Tao:
-    """Wires a ``Tao`` from settings.
+def build(watcher: ConfigWatcher, clock: Clock | None = None, *, role: ClientRole = "none") -> Tao:
+    """Wires a ``Tao`` from settings. The node agent is looked for here, once.
+
+    Args:
+        watcher: the settings.
+        clock: where time comes from.
+        role: what this process is to a node agent, beside the windows opened in it.
 
     Raises:
         ConfigError: a setting is wrong.
@@ -99,19 +109,44 @@ def build(watcher: ConfigWatcher, clock: Clock | None = None) -> Tao:
     clock = clock or SystemClock()
     config = watcher.get().config
     incidents = Incidents(clock)
-    discovery = discover(clock, sources=config.sources, powercap_root=config.powercap_root, proc_root=config.proc_root)
+    agent = find_agent(config.agent, role)
+    discovery = discover(
+        clock,
+        sources=config.sources,
+        powercap_root=config.powercap_root,
+        proc_root=config.proc_root,
+        agent=agent.offer,
+        survey=False,
+    )
+    idle = calibration_of(config, discovery)
     busy = HostBusy(config.proc_root, config.cgroup_root)
-    meter = Meter(
+    make_meter = Meter if agent.client is None else partial(AgentMeter, agent.client, discovery.of_agent)
+    meter = make_meter(
         discovery.sources,
         discovery.estimator,
-        busy.read,
+        busy.read_raw,
         lambda: memory_used_bytes(config.proc_root),
         clock,
+        idle.baseline,
+        busy.busy_s,
     )
     ledger = SafeLedger(open_ledger(config.ledger), incidents.note_failure)
     incidents.ledger = ledger
+    if config.agent and agent.diagnosis.status != "ready" and config.agent != AGENT_OFF:
+        # Where nobody asked for an agent, none is nothing to log.
+        incidents.note(agent.diagnosis.code, agent.diagnosis.summary, remedy=agent.diagnosis.remedy)
+    for problem in idle.problems:
+        incidents.note(problem.code, problem.summary, remedy=problem.remedy)
     segment = this_segment(config.proc_root)
     return Tao(watcher, discovery, meter, ledger, incidents, segment, clock, Profiles(ledger))
+
+
+def calibration_of(config: TaoConfig, discovery: Discovery) -> Found:
+    """The idle baseline of the domains that are counted here; none is looked for where nothing is."""
+    counted = [domain.id for source in discovery.sources for domain in source.domains if domain.counted]
+    if not counted:
+        return Found()
+    return find_baseline(places(config.calibration), counted, lambda: Host.this(config.proc_root))
 
 
 _lock = threading.Lock()
@@ -119,18 +154,19 @@ _tao: Tao | None = None
 _failed = False
 
 
-def current(make_watcher: Callable[[], ConfigWatcher] = ConfigWatcher) -> Tao | None:
+def current(make_watcher: Callable[[], ConfigWatcher] = ConfigWatcher, role: ClientRole = "none") -> Tao | None:
     """This process's ``Tao``, built on first use; None when it cannot be built, which is logged once.
 
     Args:
         make_watcher: how an engine adapter adds the engine's own configuration.
+        role: what the process is to a node agent, if this is the first use.
     """
     global _tao, _failed
     if _tao is None and not _failed:
         with _lock:
             if _tao is None and not _failed:
                 try:
-                    _tao = build(make_watcher())
+                    _tao = build(make_watcher(), role=role)
                 except Exception as error:  # noqa: BLE001 - without us the user's task must still run
                     _failed = True
                     log.warning("tao-flows is off in this process: %s", error)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Mapping
+import subprocess
+import time
+from collections.abc import Callable, Generator, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from tao_flows.telemetry.cputime import HostBusy
+from tao_flows.testing import PowercapTree
+from tao_flows.units import uj_from_j
 
 settings.register_profile("default", deadline=None)
 # Continuous integration tries the same examples every time: a red run can be run again at a desk.
@@ -30,10 +37,48 @@ def _no_settings_from_outside(tmp_path_factory: pytest.TempPathFactory, monkeypa
     home = tmp_path_factory.mktemp("xdg")
     monkeypatch.setenv("XDG_STATE_HOME", str(home / "state"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
+    # Nor does one ask the agent that this very host may have.
+    monkeypatch.setenv("TAO_FLOWS_AGENT", "off")
+    # Else the file that root has calibrated this very host with would be taken.
+    monkeypatch.setenv("TAO_FLOWS_CALIBRATION", str(home / "state/tao-flows/idle.json"))
 
 
 def outside_settings(env: Mapping[str, str]) -> list[str]:
     return [name for name in env if name.startswith("TAO_FLOWS_") and name != "TAO_FLOWS_CI"]
+
+
+J_PER_CPU_S = 10.0
+"""What a busy CPU second costs on the host of ``run_powered``."""
+
+
+@pytest.fixture
+def run_powered(tmp_path: Path) -> Callable[..., str]:
+    """Runs a program on a host whose counter moves with its busy CPU seconds, so that the joules of all are known.
+
+    Gives what the program printed. The counter is moved from this process, out of the program's way.
+    """
+
+    def run(*command: str) -> str:
+        tree = PowercapTree(tmp_path / "powercap")
+        tree.add_zone("intel-rapl:0", "package-0")
+        env = {**os.environ, "TAO_FLOWS_POWERCAP_ROOT": str(tree.root), "TAO_FLOWS_SOURCES": "rapl"}
+        out, err, busy = tmp_path / "out", tmp_path / "err", HostBusy()
+        begun_s = busy.read()
+        assert begun_s is not None
+        with out.open("wb") as stdout, err.open("wb") as stderr:
+            process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=env)
+        try:
+            while process.poll() is None:
+                tree.set("intel-rapl:0", uj_from_j(((busy.read() or begun_s) - begun_s) * J_PER_CPU_S))
+                time.sleep(0.002)
+        finally:
+            process.kill()
+            process.wait()
+            busy.close()
+        assert process.returncode == 0, err.read_text()[-4000:]
+        return out.read_text()
+
+    return run
 
 
 def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -28,10 +28,11 @@ FLOORS = (
     {"records"},
     {"config"},
     {"controller", "ledger", "relay", "telemetry"},
-    {"attribution", "command", "pools", "profiles", "spans"},
+    {"attribution", "calibration", "command", "engines", "pools", "profiles", "spans"},
+    {"gpu", "node_account"},
     {"codeclock", "measurement"},
     {"meter"},
-    {"gather", "report"},
+    {"agent", "gather", "report"},
     {"runtime"},
     {"measuring"},
     {"prefect"},
@@ -182,6 +183,7 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: zipfile.ZipF
     assert {name for name in wheel.namelist() if name.endswith(".py")} == sources
     assert wheel.read("airflow_plugin/__init__.py") == b""
     assert {f"{package}/py.typed" for package in PACKAGES} <= set(wheel.namelist())
+    assert "tao_flows/telemetry/taskcpu.bpf.o" in wheel.namelist()
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
 
 

@@ -10,11 +10,14 @@ import typer
 
 import tao_flows
 from tao_flows.cli._console import BAD_USAGE, complain
+from tao_flows.cli.agent import agent_command
+from tao_flows.cli.calibrate import calibrate_command
 from tao_flows.cli.config import config_command
 from tao_flows.cli.decide import decide_command
 from tao_flows.cli.doctor import doctor_command
 from tao_flows.cli.export import export_command
 from tao_flows.cli.meter import meter_command
+from tao_flows.cli.pools import pools_command
 from tao_flows.cli.report import report_command
 from tao_flows.errors import InputError
 
@@ -51,6 +54,9 @@ app.command("report")(report_command)
 app.command("decide")(decide_command)
 app.command("export")(export_command)
 app.command("config")(config_command)
+app.command("pools")(pools_command)
+app.command("agent")(agent_command)
+app.command("calibrate")(calibrate_command)
 
 
 def run(args: Sequence[str]) -> NoReturn:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
+from tao_flows.agent.client import Search, find_agent
+from tao_flows.calibration import HOW
 from tao_flows.cli._console import fail, print_json, stdout
 from tao_flows.clock import SystemClock
 from tao_flows.config import TaoConfig, load_config, mask_password
-from tao_flows.errors import TaoError
+from tao_flows.errors import SourceError, TaoError
 from tao_flows.ledger import open_ledger
 from tao_flows.pools import load_pools
-from tao_flows.report.text import count
+from tao_flows.report.text import count, percent
+from tao_flows.runtime import calibration_of
 from tao_flows.telemetry.cputime import FOR_COMMANDS, FOR_THREADS, chosen, cpu_diagnoses
-from tao_flows.telemetry.discover import discover
+from tao_flows.telemetry.discover import Discovery, discover
 
 _ENGINES = {"prefect": "prefect", "airflow": "apache-airflow"}
 _KINDS = {"energy": "energy", "cpu_time": "CPU time", "pressure": "pressure"}
+_NOT_CALIBRATED = "not calibrated: tasks carry a part of what the host draws at rest"
 _COLOURS = {"ready": "green", "denied": "yellow", "absent": "dim", "broken": "red"}
 
 
@@ -45,25 +50,75 @@ def examine(config: TaoConfig) -> dict[str, Any]:
     Raises:
         ConfigError: a setting is wrong.
     """
+    agent = find_agent(config.agent, "tool")
     discovery = discover(
-        SystemClock(), sources=config.sources, powercap_root=config.powercap_root, proc_root=config.proc_root
+        SystemClock(),
+        sources=config.sources,
+        powercap_root=config.powercap_root,
+        proc_root=config.proc_root,
+        agent=agent.offer,
     )
     for source in discovery.sources:
         source.close()
     cpu = cpu_diagnoses(config.proc_root, config.cgroup_root)
-    used = [source.id for source in discovery.sources] + (["estimate"] if discovery.estimator else [])
+    agents = _agent(agent)
+    used = ["agent"] if discovery.of_agent else []
+    used += [source.id for source in discovery.sources] + (["estimate"] if discovery.estimator else [])
     return {
         "sources": [diagnosis.to_json() for diagnosis in (*discovery.diagnoses, *cpu)],
         "chosen": {
             "energy": used,
-            "cpu_time": chosen(cpu, FOR_COMMANDS),
-            "cpu_time_threads": chosen(cpu, FOR_THREADS),
+            "cpu_time": _cpu_of(agent) or chosen(cpu, FOR_COMMANDS),
+            "cpu_time_threads": _cpu_of(agent) or chosen(cpu, FOR_THREADS),
         },
-        "agent": {},
+        "calibration": _calibration(config, discovery, agents["says"] or {}),
+        "agent": agents,
         "ledger": _ledger(config),
         "pools": _pools(config),
         "engines": {name: _engine(name, package) for name, package in _ENGINES.items()},
     }
+
+
+def _cpu_of(agent: Search) -> str:
+    """The agent's source of CPU time, where that is used: one that can miss some gives way to others."""
+    about = None if agent.client is None else agent.client.about
+    return "" if about is None or about.cpu_lower_bound else f"agent:{about.cpu_source}"
+
+
+def _agent(agent: Search) -> dict[str, Any]:
+    said = agent.diagnosis
+    row: dict[str, Any] = {"path": None if agent.path is None else str(agent.path), "status": said.status}
+    row |= {"code": said.code, "summary": said.summary, "remedy": said.remedy, "says": None}
+    if agent.client is not None:
+        try:
+            row["says"] = agent.client.status()
+        except SourceError as error:
+            row |= {"status": "broken", "code": error.code, "summary": error.summary, "remedy": error.remedy}
+        agent.client.close()
+    return row
+
+
+def _calibration(config: TaoConfig, discovery: Discovery, agent_says: Mapping[str, Any]) -> dict[str, Any]:
+    row = {"path": None, "status": "absent", "code": "", "summary": "no counter here to calibrate", "remedy": ""}
+    if "cpu" in discovery.of_agent:
+        if agent_says.get("calibrated"):
+            return row | {"status": "ready", "summary": "calibrated: the agent has the baseline"}
+        return row | {"summary": _NOT_CALIBRATED, "remedy": HOW}
+    counted = [domain.id for source in discovery.sources for domain in source.domains if domain.counted]
+    if not counted:
+        return row
+    found = calibration_of(config, discovery)
+    said = [problem.summary for problem in found.problems]
+    if found.baseline is None:
+        row |= {"summary": _NOT_CALIBRATED, "remedy": HOW}
+        if found.problems:
+            row |= {"status": "broken", "code": found.problems[0].code, "summary": "; ".join(said)}
+        return row
+    baseline = found.baseline
+    powers = ", ".join(f"{name} {baseline.domains[name]}" for name in counted if name in baseline.domains)
+    whole = f"calibrated on {baseline.date}, {percent(baseline.busy_share)} busy: {powers}; {found.path}"
+    missing = [f"no baseline of {name}" for name in counted if name not in baseline.domains]
+    return {**row, "path": str(found.path), "status": "ready", "summary": "; ".join([whole, *missing, *said])}
 
 
 def _ledger(config: TaoConfig) -> dict[str, Any]:
@@ -123,6 +178,8 @@ def _show(found: dict[str, Any]) -> None:
     for column in ("source", "for", "status", "what"):
         sources.add_column(column, overflow="fold")
     for source in found["sources"]:
+        if source["id"] == "agent":
+            continue  # it has a line of its own
         colour = _COLOURS[source["status"]]
         sources.add_row(source["id"], _KINDS[source["kind"]], f"[{colour}]{source['status']}[/]", _what(source))
     rest = Table.grid(padding=(0, 2, 0, 0))
@@ -131,6 +188,8 @@ def _show(found: dict[str, Any]) -> None:
     picked, ledger = found["chosen"], found["ledger"]
     rest.add_row("energy from", " + ".join(picked["energy"]) or "nothing: every figure will be unknown")
     rest.add_row("CPU time of", f"commands: {picked['cpu_time']}; tasks: {picked['cpu_time_threads']}")
+    rest.add_row("agent", _what(_with_path(found["agent"])))
+    rest.add_row("idle", _what(found["calibration"]))
     rest.add_row("ledger", _what({**ledger, "summary": f"{ledger['url']}: {ledger['summary']}"}))
     rest.add_row("pools", _what(found["pools"]))
     for name, engine in found["engines"].items():
@@ -140,6 +199,13 @@ def _show(found: dict[str, Any]) -> None:
     console.print(sources)
     console.print()
     console.print(rest)
+
+
+def _with_path(agent: dict[str, Any]) -> dict[str, Any]:
+    says = agent["says"] or {}
+    rejected = [f"{each['code']}: {each['summary']}" for each in says.get("rejected", ())]
+    path = [f"at {agent['path']}"] if says else []
+    return {**agent, "summary": "; ".join((agent["summary"], *path, *rejected))}
 
 
 def _what(row: dict[str, Any]) -> Any:

@@ -43,7 +43,7 @@ def meter_command(
     try:
         if not command or not command[0]:
             raise InputError("NO_COMMAND", "there is no command to run", "give it after --: tao-flows meter -- CMD")
-        tao = runtime.build(ConfigWatcher())
+        tao = runtime.build(ConfigWatcher(), role="tool")
         if json_path is not None:
             _check_writable(json_path)
     except TaoError as error:
@@ -82,7 +82,7 @@ def _run(tao: Tao, command: list[str], label: str) -> tuple[CommandResult, Measu
         command,
         proc_root=config.proc_root,
         cgroup_root=config.cgroup_root,
-        on_start=lambda: opened.append((tao.meter.begin(label), time.process_time())),
+        on_start=lambda pid: opened.append((tao.meter.begin(label, party="command", pid=pid), time.process_time())),
         on_sample=lambda _pids: tao.meter.sample(),
     )
     if not opened:
@@ -137,6 +137,7 @@ def _to_json(
         "account": measured.account.to_json(),
         "method": measured.method,
         "model": measured.model,
+        "baseline": measured.baseline,
         "events": [*measured.events, *result.events],
         "rejected": [diagnosis.to_json() for diagnosis in rejected],
     }
@@ -180,5 +181,7 @@ def _show(measured: Measurement, result: CommandResult) -> None:
         estimated = all(part.endswith("(estimate)") for part in energy.unknown_parts)
         why = "the command was too short to look at" if estimated else "tao-flows doctor says why"
         console.print(f"  unknown: {parts}; {why}", markup=False, highlight=False, soft_wrap=True)
+    if measured.baseline:
+        console.print(f"  idle: {measured.baseline}", markup=False, highlight=False, soft_wrap=True)
     if measured.model:
         console.print(f"  model: {measured.model}", markup=False, highlight=False, soft_wrap=True)

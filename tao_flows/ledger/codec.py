@@ -35,8 +35,9 @@ T = TypeVar("T")
 LOST_RUN: Final = "lost"
 """State of a run whose process is gone without an end."""
 
-# How much is known of a try or a run: an end says more than a loss, a loss more than a start.
-_STARTED, _LOST, _ENDED = range(3)
+# How much is known of a try or a run: an end says more than a loss, a loss more than a start; and an end whose
+# figures are complete more than one that waits for them.
+_STARTED, _LOST, _ENDED, _COMPLETE = range(4)
 
 
 def dump(record: object) -> str:
@@ -130,7 +131,8 @@ def task_row(record: TaskRecord) -> Row:
     """The row of a segment of a try."""
     measurement = record.measurement
     energy = measurement.energy if measurement else Figure.unknown(record.key.task)
-    phase = {TaskState.RUNNING: _STARTED, TaskState.LOST: _LOST}.get(record.state, _ENDED)
+    ended = _ENDED if measurement is not None and measurement.pending else _COMPLETE
+    phase = {TaskState.RUNNING: _STARTED, TaskState.LOST: _LOST}.get(record.state, ended)
     return {
         **_key(record.key),
         "segment": record.segment.id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from tao_flows.clock import Clock
 from tao_flows.errors import ConfigError, SourceError
@@ -16,7 +16,8 @@ from tao_flows.telemetry.procfs import PROC_ROOT
 from tao_flows.telemetry.rapl import DEFAULT_ROOT, RaplSource
 
 SOURCES_VARIABLE: Final = "TAO_FLOWS_SOURCES"
-_DEFAULT_ORDER: Final = ("rapl", "nvml", "estimate")
+_AGENT: Final = "agent"
+_DEFAULT_ORDER: Final = (_AGENT, "rapl", "nvml", "estimate")
 _CPU_SOURCES: Final = ("rapl", "pyrapl")
 _ESTIMATE: Final = "estimate"
 _STATUS_BY_CODE: Final = {
@@ -34,6 +35,10 @@ _STATUS_BY_CODE: Final = {
 }
 
 
+Counted = Literal["cpu", "gpu"]
+"""What a counter may be of: processors with their memory, or GPUs."""
+
+
 class _NotedSource(EnergySource, Protocol):
     notes: tuple[str, ...]
     """What of the hardware it had to leave out, and why."""
@@ -49,6 +54,17 @@ class Discovery:
     sources: tuple[EnergySource, ...]
     estimator: Estimator | None
     diagnoses: tuple[Diagnosis, ...]
+    of_agent: frozenset[Counted] = frozenset()
+    """What the node agent's counters are used for."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentOffer:
+    """What was found of a node agent, which is the source ``agent``."""
+
+    diagnosis: Diagnosis
+    counts: frozenset[Counted] = frozenset()
+    """What it has counters of."""
 
 
 def discover(
@@ -57,45 +73,62 @@ def discover(
     sources: Sequence[str] = (),
     powercap_root: Path = DEFAULT_ROOT,
     proc_root: Path = PROC_ROOT,
+    agent: AgentOffer | None = None,
+    survey: bool = True,
 ) -> Discovery:
     """Opens the sources that are named, in that order; with none named, every one, best first.
 
     One source of CPU counters is used, the first that is ready; NVML comes on top; the estimate stands in for
     the CPU where there is no counter. A source that fails in any way is a diagnosis, never an exception.
 
+    Args:
+        clock: where time comes from.
+        sources: names, in order.
+        powercap_root: where the kernel shows RAPL counters.
+        proc_root: where the kernel shows processes.
+        agent: the node agent; None where none was looked for.
+        survey: False to leave alone, and unsaid, what the agent counts instead.
+
     Raises:
         ConfigError: BAD_SOURCES, an unknown name among them.
     """
-    order = _order(sources)
+    order = [name for name in _order(sources) if name != _AGENT or agent is not None]
     used: list[EnergySource] = []
     diagnoses: dict[str, Diagnosis] = {}
-    cpu_source = ""
+    counted_by: dict[Counted, str] = {}
     for name in order:
-        if name == _ESTIMATE:
+        if name == _AGENT and agent is not None:
+            diagnoses[name] = agent.diagnosis
+            counted_by = dict.fromkeys(agent.counts, _AGENT) | counted_by
+            continue
+        first = counted_by.get("gpu" if name == "nvml" else "cpu", "")
+        if name == _ESTIMATE or (first == _AGENT and not survey):
             continue
         opened = _try_to_open(name, powercap_root, clock)
         if isinstance(opened, Diagnosis):
             diagnoses[name] = opened
-        elif name in _CPU_SOURCES and cpu_source:
-            diagnoses[name] = _ready(opened, f"not used: {cpu_source} comes first in {SOURCES_VARIABLE}")
+        elif first:
+            diagnoses[name] = _ready(opened, f"not used: {first} comes first in {SOURCES_VARIABLE}")
             opened.close()
         else:
             diagnoses[name] = _ready(opened)
             used.append(opened)
-            cpu_source = name if name in _CPU_SOURCES else cpu_source
+            counted_by["gpu" if name == "nvml" else "cpu"] = name
     estimator = Estimator.of_host(proc_root) if _ESTIMATE in order else None
+    cpu_source = counted_by.get("cpu", "")
     if estimator is not None:
         diagnoses[_ESTIMATE] = _estimate_row(estimator, cpu_source)
     return Discovery(
         sources=tuple(used),
         estimator=None if cpu_source else estimator,
-        diagnoses=tuple(diagnoses[name] for name in order),
+        diagnoses=tuple(diagnoses[name] for name in order if name in diagnoses),
+        of_agent=frozenset(what for what, name in counted_by.items() if name == _AGENT),
     )
 
 
 def _order(sources: Sequence[str]) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip().lower() for name in sources if name.strip()))
-    allowed = (*_CPU_SOURCES, "nvml", _ESTIMATE)
+    allowed = (_AGENT, *_CPU_SOURCES, "nvml", _ESTIMATE)
     unknown = [name for name in names if name not in allowed]
     if unknown:
         raise ConfigError(

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from scripted_agent import agent
+
+__all__ = ["agent"]
 
 FAKE_NVML = Path(__file__).parents[1] / "fakes" / "nvml" / "fake_nvml.c"
 

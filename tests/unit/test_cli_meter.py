@@ -44,7 +44,8 @@ class Metered:
 
     def adds_up(self) -> bool:
         account = self.json["account"]
-        lines = [round((account[f"{line}_j"] or 0) * 1e6) for line in ("tasks", "overhead", "idle", "unattributed")]
+        names = ("tasks", "overhead", "idle", "allocated_idle", "unattributed")
+        lines = [round((account[f"{line}_j"] or 0) * 1e6) for line in names]
         return sum(lines) == round(account["counter_j"] * 1e6)
 
 
@@ -229,6 +230,7 @@ def test_the_document_has_the_fields_of_the_contract(tree: PowercapTree, run: Ru
     (domain,) = found["domains"]
     assert set(domain) >= {"domain", "source", "counter_j", "idle_j", "task_j", "quality", "events"}
     assert set(found["account"]) >= {"counter_j", "tasks_j", "overhead_j", "idle_j", "unattributed_j"}
+    assert found["account"]["allocated_idle_j"] is None  # no GPU is read here
     assert found["method"]
     assert isinstance(found["events"], list)
 
@@ -443,12 +445,12 @@ def test_the_counters_of_two_gpus_are_two_domains(
 ) -> None:
     pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
     state = tmp_path / "gpus"
-    state.write_text("count 2\nenergy0 1000\nenergy1 70000\n")
+    state.write_text("count 2\nenergy0 1000\nenergy1 70000\nutil0 none\n")
     monkeypatch.setenv("LD_LIBRARY_PATH", str(nvml_library()))
     monkeypatch.setenv("FAKE_NVML_STATE", str(state))
     monkeypatch.setenv("TAO_FLOWS_SOURCES", "nvml,estimate")
     script = (
-        f"printf 'count 2\\nenergy0 6500\\nenergy1 70250\\npids0 %s\\n' $$ > '{state}.new';"
+        f"printf 'count 2\\nenergy0 6500\\nenergy1 70250\\npids0 %s\\nutil0 none\\n' $$ > '{state}.new';"
         f"mv '{state}.new' '{state}'; sleep 0.7"
     )
     metered = run("sh", "-c", script)
@@ -461,3 +463,26 @@ def test_the_counters_of_two_gpus_are_two_domains(
     assert gpus[1]["events"] == ["GPU_NOT_HELD"]
     assert metered.json["account"]["counter_j"] == 5.75
     assert metered.json["energy"]["quality"] == "estimated"
+
+
+def test_a_gpu_held_and_not_used_is_a_line_of_its_own_and_a_shared_one_is_split_by_utilisation(
+    run: Run, nvml_library: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
+    state = tmp_path / "gpus"
+    state.write_text("count 2\nenergy0 0\nenergy1 0\nutil0 none\nutil1 none\n")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(nvml_library()))
+    monkeypatch.setenv("FAKE_NVML_STATE", str(state))
+    monkeypatch.setenv("TAO_FLOWS_SOURCES", "nvml")
+    text = "count 2\\nenergy0 5500\\nenergy1 1000\\npids0 %s\\nutil0 none\\npids1 %s,1\\nutil1 %s:30,1:10\\n"
+    script = f"printf '{text}' $$ $$ $$ > '{state}.new'; mv '{state}.new' '{state}'; sleep 2.6"
+    metered = run("sh", "-c", script)
+    assert metered.status == 0, metered.err
+    held, shared = metered.domain("gpu-0"), metered.domain("gpu-1")
+    assert (held["task_j"], held["allocated_idle_j"], held["events"]) == (0, 5.5, ["GPU_HELD_IDLE"])
+    assert (shared["task_j"], shared["allocated_idle_j"]) == (0.75, 0)
+    assert shared["events"] == ["GPU_SHARED_BY_UTILISATION"]
+    assert metered.json["account"]["allocated_idle_j"] == 5.5
+    assert metered.json["energy"]["value_j"] == 0.75
+    assert metered.json["energy"]["quality"] == "attributed"
+    assert metered.adds_up()

@@ -376,7 +376,7 @@ def test_ctrl_c_reaches_the_command_once_and_ctrl_z_stops_it_and_us(tmp_path):
 def test_callbacks_see_the_command_and_their_failures_do_not_reach_it(tmp_path):
     started, seen = [], []
     result = run_command(
-        ["sh", "-c", "sleep 0.6 & wait"], on_start=lambda: started.append(time.monotonic()), on_sample=seen.append
+        ["sh", "-c", "sleep 0.6 & wait"], on_start=lambda _: started.append(time.monotonic()), on_sample=seen.append
     )
     assert len(started) == 1
     assert seen
