@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from tao_flows.controller.model import PredictedEnergy, PredictedRuntime
 from tao_flows.errors import ConfigError, InputError
+from tao_flows.telemetry.prometheus import PrometheusPower
 from tao_flows.tomlfile import did_you_mean, read_toml
 from tao_flows.units import parse_duration_s, parse_energy_j
 
@@ -34,6 +35,8 @@ class WorkerPool:
     power_w: float | None = None
     """Watts a task draws there."""
     power_cap_w: float | None = None
+    power_from: PrometheusPower | None = None
+    """Tells what the whole pool draws now."""
     dispatch_energy_j: float = 0.0
     """Joules that sending a task there costs in itself."""
     queue_wait_s: float = 0.0
@@ -92,7 +95,7 @@ def _fields(
             raise ConfigError("BAD_POOL", f"{where}: unknown field {name!r}", did_you_mean(name, known))
         try:
             given[name] = known[name](value)
-        except InputError as error:
+        except (InputError, ConfigError) as error:
             raise ConfigError("BAD_POOL", f"{where}: {name}: {error.summary}", error.remedy) from None
     for name in required:
         if name not in given:
@@ -154,6 +157,32 @@ def _predicted_runtime(value: object) -> PredictedRuntime:
     return PredictedRuntime(**_rising(value, _duration, ("p50", "p95")))
 
 
+def _power_from(value: object) -> PrometheusPower:
+    if not isinstance(value, Mapping):
+        raise InputError(
+            "BAD_POOL", f"{value!r} is not a table", 'write { prometheus = "http://...", preset = "kepler" }'
+        )
+    given = _fields(value, "in it", _POWER_FIELDS, required=("prometheus",))
+    names = {"prometheus": "url", "timeout": "timeout_s", "max_age": "max_age_s"}
+    return PrometheusPower(**{names.get(name, name): field for name, field in given.items()})
+
+
+def _labels(value: object) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise InputError("BAD_POOL", f"{value!r} is not a table of labels", 'write { instance = "..." }')
+    return {str(label): _text(text) for label, text in value.items()}
+
+
+_POWER_FIELDS: Final[Mapping[str, Callable[[object], object]]] = {
+    "prometheus": _text,
+    "preset": _text,
+    "query": _text,
+    "match": _labels,
+    "timeout": _duration,
+    "max_age": _duration,
+    "token_file": _text,
+    "token_env": _text,
+}
 _POOL_FIELDS: Final[Mapping[str, Callable[[object], object]]] = {
     "pool_id": _text,
     "zone": _text,
@@ -164,6 +193,7 @@ _POOL_FIELDS: Final[Mapping[str, Callable[[object], object]]] = {
     "price_per_h": _number_from(0.0),
     "power_w": _number_from(0.0),
     "power_cap_w": _number_from(0.0),
+    "power_from": _power_from,
     "dispatch_energy_j": _energy,
     "queue_wait_s": _duration,
     "energy_j": _predicted_energy,
