@@ -12,7 +12,7 @@ from typing import Any
 
 from tao_flows.units import j_from_uj
 
-METHOD = "tao-flows/attribution/1"
+METHOD = "tao-flows/attribution/2"
 """Version of the rules that turn readings into figures. A rule that shifts a figure is a new version."""
 
 

@@ -11,13 +11,13 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from tao_flows.agent.link import CONNECT_S, About, Link, check_trusted, socket_paths
-from tao_flows.agent.wire import MAX_LABEL, AgentFigure, ClientRole, Kind, encode
+from tao_flows.agent.wire import MAX_LABEL, MAX_POOL, AgentFigure, ClientRole, Kind, encode
 from tao_flows.config import AGENT_OFF
 from tao_flows.errors import InputError, SourceError
 from tao_flows.records import Diagnosis
@@ -112,15 +112,24 @@ class AgentClient:
         """Whether the agent was there when it was last spoken to."""
         return self._link is not None
 
-    def begin(self, kind: Kind, label: str, *, pid: int | None = None, tid: int | None = None) -> Remote:
+    def begin(
+        self, kind: Kind, label: str, *, pid: int | None = None, tid: int | None = None, pool: Sequence[int] = ()
+    ) -> Remote:
         """Opens a window. Takes half a second at most.
+
+        Args:
+            kind: one of the kinds of ``wire``.
+            label: a name for people.
+            pid: the process of a command.
+            tid: the thread, by this process's number.
+            pool: threads of this process that serve whatever task calls them.
 
         Raises:
             SourceError: AGENT_LOST, or the agent's own code; nothing was opened.
         """
         # What is no Unicode in a name (a file's, say) cannot be sent.
         label = label[:MAX_LABEL].encode(errors="replace").decode()
-        message = {"op": "begin", "kind": kind, "label": label, "pid": pid, "tid": tid}
+        message = {"op": "begin", "kind": kind, "label": label, "pid": pid, "tid": tid, "pool": list(pool[:MAX_POOL])}
         answer = self._ask(message)
         if answer.get("ok") is not True:
             raise SourceError(str(answer.get("code", LOST)), str(answer.get("summary", "")))

@@ -109,6 +109,9 @@ class Agent:
         self.registry = Registry(self.sampler, config.proc_root, self._clock, trusted_gid=options.trusted_gid)
         self.registry.counter_source, self.registry.lower_bound = self._counter.source, self._counter.lower_bound
         self._engines = EngineWatch(config.proc_root)
+        if options.state is not None:
+            with contextlib.suppress(OSError):  # each time it cannot be written is counted
+                options.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.taken_up = "" if options.state is None else state.restore(options.state, self.registry)
         self.server = Server(self._listener, self.registry, config.proc_root, self.status)
         self.server.watch_sessions()

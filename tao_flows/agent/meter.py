@@ -15,6 +15,7 @@ from tao_flows.figures import AGENT_PENDING, CpuTime, Measurement
 from tao_flows.meter import Ended, Meter, PartyKind, TaskUse, Window
 from tao_flows.telemetry.base import Domain
 from tao_flows.telemetry.discover import Counted
+from tao_flows.telemetry.threads import native_threads
 from tao_flows.units import NS_PER_S, s_from_ns
 
 AT_ONCE_S: Final = 0.25
@@ -58,7 +59,8 @@ class AgentMeter(Meter):
         tid = threading.get_native_id() if party in {"thread", "steps"} else None
         remote: Remote | str
         try:
-            remote = self._client.begin(party, label, pid=pid, tid=tid)
+            pool = tuple(native_threads()) if party == "thread" else ()
+            remote = self._client.begin(party, label, pid=pid, tid=tid, pool=pool)
         except SourceError as error:
             remote = error.code
         return window._replace(remote=remote)

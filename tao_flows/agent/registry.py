@@ -14,6 +14,7 @@ from typing import Final, NoReturn
 from tao_flows.agent import peer as peers
 from tao_flows.agent.engine_parties import EngineParties
 from tao_flows.agent.peer import Peer, Process
+from tao_flows.agent.pool_threads import PoolThreads
 from tao_flows.agent.sampler import Sampler
 from tao_flows.agent.stamp import Span, Stamp, Usage, figure
 from tao_flows.agent.wire import AgentFigure, Begin, ClientRole, End, Kind
@@ -26,6 +27,8 @@ from tao_flows.telemetry import procfs
 
 USERS_SHARE: Final = 0.25
 """Of all parties, one user's clients and their windows may be so many, unless privileged."""
+PROCESS_SHARE: Final = 0.75
+"""And one client's windows so many in any case."""
 RESERVED_PARTIES: Final = 64
 """Kept for engines' processes and for clients' own."""
 _ROLES: Final[dict[ClientRole, Role]] = {"engine": Role.OVERHEAD, "tool": Role.OVERHEAD, "none": Role.NONE}
@@ -77,17 +80,12 @@ class Session:
     """The party of its own threads, without those of its windows."""
     claimed: Usage
     windows: dict[str, Window] = field(default_factory=dict)
+    inner: dict[str, Window] = field(default_factory=dict)
+    """Those of tasks that run in its own process and have not ended."""
     threads: dict[int, list[int]] = field(default_factory=dict)
     """By thread: parties of the windows over it, innermost last."""
-    published: Usage | None = None
-    """What it had used at the last publication; None before the first."""
     begun: int = 0
     """How many windows of tasks it has begun."""
-
-    @property
-    def inner(self) -> list[Window]:
-        """Its open windows of tasks that run in its own process."""
-        return [w for w in self.windows.values() if w.kind in {"thread", "steps"} and w.ended_ns is None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +130,12 @@ class Registry:
         self.nested: dict[int, Usage] = {}
         """By command's party: what ended parties inside it had used."""
         self.engines = EngineParties(sampler, proc_root)
+        self._pools = PoolThreads(sampler)
         self.waiting: list[Waiting] = []
         sampler.party_of = self.party_of
         self._public = self.stamp()
+        self._published: dict[int, Usage] = {}
+        """By party of an ordinary client's: what it had used at the last publication."""
 
     def now_ns(self) -> int:
         """Monotonic nanoseconds."""
@@ -159,7 +160,7 @@ class Registry:
             return number
         session = next(each for each in self.sessions.values() if each.number == number)
         inner = session.inner
-        return number if not inner else inner[0].base if len(inner) == 1 else None
+        return number if not inner else next(iter(inner.values())).base if len(inner) == 1 else None
 
     def _innermost(self, pid: int) -> int | None:
         """The party of a process, or of the first above it that has one."""
@@ -217,7 +218,8 @@ class Registry:
         """
         self._check_room(session)
         if session.privileged:
-            self._settle()
+            self.sampler.sample_if_old()
+            self.sampler.settle()
         tid = None if request.tid is None else self._thread(session, request.tid)
         process = None
         if request.kind == "command":
@@ -227,6 +229,10 @@ class Registry:
             if tid is None:
                 raise InputError("BAD_MESSAGE", "a window over a thread needs its number", "give tid")
             base, owned = self.open_thread(session, tid, (tid,)), True
+            threads = (peers.own_thread(session.peer.pid, each, self.proc_root) for each in request.pool)
+            pool = [each for each in threads if each not in {None, tid}]
+            alone = not session.inner
+            self._pools.serve(session.number, base, pool, alone=alone, pooled=not session.privileged)
         else:
             stack = session.threads.get(tid, []) if tid is not None else []
             base, owned = (stack[-1] if stack and request.kind == "steps" else session.number), False
@@ -252,12 +258,12 @@ class Registry:
             process=process,
             tid=tid if request.kind == "thread" else None,
         )
-        session.windows[window.id] = window
+        _keep(window)
         return window
 
     def _check_room(self, session: Session) -> None:
         self._check_share(session.peer, privileged=session.privileged)
-        if self.sampler.free <= RESERVED_PARTIES:
+        if self.sampler.free <= RESERVED_PARTIES or len(session.windows) >= PROCESS_SHARE * self.sampler.most:
             self._refuse()
 
     def _check_share(self, peer: Peer, *, privileged: bool) -> None:
@@ -319,13 +325,15 @@ class Registry:
 
     def put_back(self, window: Window) -> None:
         """Takes up a window that an earlier agent had begun."""
-        window.session.windows[window.id] = window
+        _keep(window)
         if not window.owned:
             self._mix(window.session, window.base, +1)
 
     def refresh_public(self) -> None:
         """Takes what stands on the account now for what ordinary clients may know."""
         self._public = self.stamp()
+        parties = self.sampler.account.parties
+        self._published = {number: Usage.of(party) for number, party in parties.items() if party.pooled}
 
     def _mix(self, session: Session, base: int, by: int) -> None:
         # A process that is nobody's is unattributed in any case.
@@ -340,9 +348,7 @@ class Registry:
 
     def _used(self, session: Session, number: int) -> Usage:
         """What a party has used, as far as its client may know."""
-        if session.privileged or number != session.number:
-            return self._usage(number)
-        return session.published or self.nothing()
+        return self._usage(number) if session.privileged else self._published.get(number, self.nothing())
 
     def find(self, peer: Peer, request: End) -> Window:
         """The window that a client asks for.
@@ -382,6 +388,7 @@ class Registry:
             self.sampler.sample()
             self._mix(window.session, window.base, -1)
         window.ended_ns = self._clock.monotonic_ns()
+        window.session.inner.pop(window.id, None)
 
     def _remove(self, window: Window) -> None:
         self.sampler.sample()
@@ -408,9 +415,6 @@ class Registry:
             if not each.request.keep:
                 self._drop(each.window)
         self.refresh_public()
-        for session in self.sessions.values():
-            if not session.privileged:
-                session.published = self._usage(session.number)
         return answers
 
     def _settle(self) -> None:
@@ -484,6 +488,7 @@ class Registry:
     def _close(self, number: int) -> None:
         """Ends a party that was removed; the command it ran in keeps what it used."""
         ended = self.nested.pop(number, self.nothing()).plus(Usage.of(self.sampler.close(number)))
+        self._published.pop(number, None)
         outer = self.inside.pop(number, None)
         if outer is not None:
             self.nested[outer] = self.nested.get(outer, self.nothing()).plus(ended)
@@ -511,6 +516,7 @@ class Registry:
             self._drop(window)
         unanswered = [each for each in self.waiting if each.window.session is session]
         self.waiting = [each for each in self.waiting if each.window.session is not session]
+        self._pools.forget(session.number)
         self.sampler.remove(session.number)
         self._close(session.number)
         del self.sessions[session.peer.process], self.by_process[session.peer.process]
@@ -550,3 +556,9 @@ class Registry:
             failed=self.failed,
             engines=len(self.engines),
         )
+
+
+def _keep(window: Window) -> None:
+    window.session.windows[window.id] = window
+    if window.kind in {"thread", "steps"}:
+        window.session.inner[window.id] = window

@@ -17,7 +17,12 @@ from tao_flows.telemetry.base import Domain, EnergySource, Reading
 from tao_flows.telemetry.counter import Difference, First, Wrapped, delta
 from tao_flows.telemetry.parties import PartyCounter
 from tao_flows.telemetry.rapl import mirrored
+from tao_flows.units import NS_PER_S
 
+_FRESH_NS: Final = NS_PER_S // 1000
+"""RAPL's counters change about once a millisecond: before that there is nothing new to read."""
+_PAUSE_FACTOR: Final = 4
+"""Times as long as it took the last sample is not followed by one that a client brings about: a fifth of the time."""
 _LATE: Final = 2.0
 """A sample that comes after this many intervals is counted as late."""
 
@@ -74,6 +79,7 @@ class Sampler:
         self.mixed: dict[int, int] = {}
         """Overhead parties with windows open in them whose user code cannot be told apart by slot; and how many."""
         self.samples = 0
+        self._took_ns = 0
         self.late = 0
         self.gaps = 0
         self.gaps_by_domain: Counter[str] = Counter()
@@ -104,6 +110,7 @@ class Sampler:
 
     def sample(self) -> None:
         """Ends the slot that began with the last call. Never raises."""
+        began_ns = self._clock.monotonic_ns()
         readings = self._readings()
         cpu = self._counter.read()
         now_ns = self._clock.monotonic_ns()
@@ -124,9 +131,15 @@ class Sampler:
         busy_ns = None if cpu.busy_ns is None or self._busy_ns is None else max(0, cpu.busy_ns - self._busy_ns)
         self._busy_ns = cpu.busy_ns
         self.account.add(wall_ns, energies, spent_ns, busy_ns, mixed=self.mixed.keys())
+        self._took_ns = self._clock.monotonic_ns() - began_ns
         self.samples += 1
         self.late += wall_ns > _LATE * self._interval_ns
         self.problems.update(self._counter.problems())
+
+    def sample_if_old(self) -> None:
+        """Ends the slot unless it has only just begun."""
+        if self._clock.monotonic_ns() - self.at_ns >= max(_FRESH_NS, _PAUSE_FACTOR * self._took_ns):
+            self.sample()
 
     def settle(self) -> None:
         """Splits what only longer slots can tell: GPUs, and what pooled parties used."""
@@ -211,10 +224,15 @@ class Sampler:
             party.cpu_ns, party.lost_ns = used.cpu_ns, used.lost_ns
         return number
 
-    def add_threads(self, number: int, tids: Iterable[int], *, stays_over_exec: bool = True) -> None:
+    @property
+    def moves_threads(self) -> bool:
+        """Whether a thread can be moved from one open party to another."""
+        return self._counter.moves_threads
+
+    def add_threads(self, number: int, tids: Iterable[int], *, within: int) -> None:
         """Puts more threads into a party that is open; one that cannot be counted is passed over."""
         with contextlib.suppress(SourceError):
-            self._counter.add(number, tids, stays_over_exec=stays_over_exec)
+            self._counter.add(number, tids, within=within)
 
     def remove(self, number: int) -> None:
         """Counts no more for a party. What it had used at the last sample stays known until it is closed."""

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
 import selectors
 import socket
 import stat
@@ -22,6 +23,8 @@ from tao_flows.agent.wire import AgentFigure, Begin, End, Hello, Request, Status
 from tao_flows.errors import ConfigError, SourceError, TaoError
 
 _MOST_CONNECTIONS: Final = 4_096
+_DESCRIPTORS: Final = 4
+"""For each connection: its own, its process's, and some to look at ``/proc`` with."""
 _MOST_OF_A_USER: Final = 512
 """Connections of one user who is not privileged."""
 _BACKLOG: Final = 512
@@ -137,6 +140,8 @@ class Server:
         self._proc_root = proc_root
         self._status = status
         self._selector = selectors.DefaultSelector()
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = max(1, min(_MOST_CONNECTIONS, descriptors // _DESCRIPTORS))
         self._accepts = False
         self._ready: deque[tuple[selectors.SelectorKey, int]] = deque()
         """What was found ready and is not served yet."""
@@ -234,8 +239,8 @@ class Server:
 
     def _check_room(self, peer: Peer) -> None:
         theirs = sum(each.peer.owner == peer.owner for each in self._connections.values())
-        most = _MOST_CONNECTIONS if self._registry.is_privileged(peer) else _MOST_OF_A_USER
-        if theirs >= most or len(self._connections) >= _MOST_CONNECTIONS:
+        most = self._most if self._registry.is_privileged(peer) else min(self._most, _MOST_OF_A_USER)
+        if theirs >= most or len(self._connections) >= self._most:
             raise SourceError("AGENT_FULL", "the agent has as many clients as it may", "end some of them")
 
     def _refuse(self, accepted: socket.socket, error: TaoError | OSError) -> None:

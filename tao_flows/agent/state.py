@@ -181,7 +181,6 @@ class _TakingUp:
             session = registry.hello(peer, saved["role"], threads=_tree(peer.pid, registry.proc_root), used=used)
             self._now[saved["number"]] = session.number
             session.claimed, session.begun = _usage(saved["claimed"]), saved["begun"]
-            session.published = Usage(tuple(used.energy_uj), used.cpu_ns, used.lost_ns)
             for each in saved["windows"]:
                 with contextlib.suppress(SourceError):
                     self._window(session, each)

@@ -4,12 +4,13 @@ A Unix socket of type SOCK_SEQPACKET, one JSON object a message. A request has `
 same ``seq``, and ``ok``. Answers to ``end`` can come later than those to requests made after it.
 
     hello    {role}                          -> {agent, privileged, cpu_source, cpu_lower_bound, domains, ...}
-    begin    {kind, label, pid?, tid?}       -> {window, token}
+    begin    {kind, label, pid?, tid?, pool?}       -> {window, token}
     end      {window, token, cpu_ns?, keep?} -> {figure}
     status   {}                              -> {status}
 
 ``begin`` opens a window over one of four kinds of party: ``command``, a process of the client's and all that it starts
-(``pid``); ``thread``, one thread of the client's and all that it starts (``tid``); ``steps``, code that gives its
+(``pid``); ``thread``, one thread of the client's and all that it starts (``tid``), with threads of its process that
+serve whatever task calls them (``pool``), while it is the only task there; ``steps``, code that gives its
 thread away between steps, whose CPU time only the client can tell (``cpu_ns`` of ``end``) and whose joules are a part
 of those of the client's own process; ``process``, the client's own process, with ``cpu_ns`` of it the user's code and
 the rest the engine's. Process and thread numbers are those that the client sees. ``keep`` leaves the window open.
@@ -31,6 +32,7 @@ VERSION: Final = 1
 MAX_REQUEST_BYTES: Final = 4_096
 MAX_ANSWER_BYTES: Final = 65_536
 MAX_LABEL: Final = 200
+MAX_POOL: Final = 256
 _MOST: Final = 2**63 - 1
 
 Kind = Literal["command", "thread", "steps", "process"]
@@ -55,6 +57,7 @@ class Begin:
     label: str
     pid: int | None
     tid: int | None
+    pool: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,7 @@ def parse_request(raw: bytes) -> Request:
         if not isinstance(label, str) or len(label) > MAX_LABEL:
             raise _bad(f"label is no text of up to {MAX_LABEL} characters")
         kind = _choice(message, "kind", get_args(Kind))
-        return Begin(seq, kind, label, _optional(message, "pid"), _optional(message, "tid"))
+        return Begin(seq, kind, label, _optional(message, "pid"), _optional(message, "tid"), _pool(message))
     if op == "end":
         window, token, keep = message.get("window"), message.get("token"), message.get("keep", False)
         if not isinstance(window, str) or not isinstance(token, str) or not isinstance(keep, bool):
@@ -149,6 +152,13 @@ def _number(message: Mapping[str, Any], name: str) -> int:
 
 def _optional(message: Mapping[str, Any], name: str) -> int | None:
     return None if message.get(name) is None else _number(message, name)
+
+
+def _pool(message: Mapping[str, Any]) -> tuple[int, ...]:
+    pool = message.get("pool", [])
+    if not isinstance(pool, list) or len(pool) > MAX_POOL or not all(type(each) is int and each > 0 for each in pool):
+        raise _bad(f"pool is no list of up to {MAX_POOL} thread numbers")
+    return tuple(pool)
 
 
 def _choice(message: Mapping[str, Any], name: str, choices: tuple[Any, ...]) -> Any:

@@ -19,6 +19,7 @@ from tao_flows.ledger import open_ledger
 from tao_flows.pools import load_pools
 from tao_flows.report.text import count, percent
 from tao_flows.runtime import calibration_of
+from tao_flows.telemetry import ebpf
 from tao_flows.telemetry.cputime import FOR_COMMANDS, FOR_THREADS, chosen, cpu_diagnoses
 from tao_flows.telemetry.discover import Discovery, discover
 
@@ -60,7 +61,8 @@ def examine(config: TaoConfig) -> dict[str, Any]:
     )
     for source in discovery.sources:
         source.close()
-    cpu = cpu_diagnoses(config.proc_root, config.cgroup_root)
+    # Last: it is for the node agent alone.
+    cpu = (*cpu_diagnoses(config.proc_root, config.cgroup_root), ebpf.diagnose())
     agents = _agent(agent)
     used = ["agent"] if discovery.of_agent else []
     used += [source.id for source in discovery.sources] + (["estimate"] if discovery.estimator else [])

@@ -83,8 +83,9 @@ class EbpfParties:
     """
 
     source: str = "ebpf"
-    lower_bound: bool = False
-    max_parties: int = 16_384
+    lower_bound: Final = False
+    moves_threads: Final = True
+    max_parties: Final = 16_384
 
     def __init__(self, max_threads: int = MAX_THREADS, *, library: str = libbpf.LIBRARY, btf: Path = BTF) -> None:
         self._parties: dict[int, _Party] = {}

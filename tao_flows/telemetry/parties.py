@@ -37,13 +37,16 @@ class PartyCounter(Protocol):
         ...
 
     @property
+    def moves_threads(self) -> bool:
+        """True when a thread may be added to a party while it is in another that is no part of it."""
+        ...
+
+    @property
     def max_parties(self) -> int:
         """More cannot be counted at once."""
         ...
 
-    def add(
-        self, party: int, tids: Iterable[int], *, within: int | None = None, stays_over_exec: bool = True
-    ) -> None:
+    def add(self, party: int, tids: Iterable[int], *, within: int | None = None, stays_over_exec: bool = True) -> None:
         """Puts threads into a party, with all that they start from now on.
 
         Args:

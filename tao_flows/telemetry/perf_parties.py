@@ -86,6 +86,7 @@ class PerfParties:
 
     source: Final = "perf"
     lower_bound: Final = False
+    moves_threads: Final = False
 
     def __init__(self, proc_root: Path = PROC_ROOT, cgroup_root: Path = CGROUP_ROOT) -> None:
         TaskClock(proc_root=proc_root).close()

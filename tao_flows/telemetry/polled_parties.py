@@ -89,6 +89,7 @@ class PolledParties:
 
     source: Final = "polling"
     lower_bound: Final = True
+    moves_threads: Final = False
     max_parties: Final = 1024
 
     def __init__(self, proc_root: Path = PROC_ROOT, cgroup_root: Path = CGROUP_ROOT) -> None:

@@ -69,7 +69,10 @@ class Running:
         """Reads every counter. A source that raises makes its domains unknown."""
         if self._read_raw is not None:
             standing, at_ns = self._standing, self._now_ns()
-            raws_uj = self._read_raw()
+            try:
+                raws_uj = self._read_raw()
+            except Exception:  # noqa: BLE001 - whatever a source raises, the user's task goes on; reading closely says what
+                raws_uj = None
             if raws_uj is not None and 0 <= at_ns - self._at_ns < self._safe_ns:
                 if raws_uj is not standing.raws_uj:
                     for now_uj, then_uj in zip(raws_uj, standing.raws_uj, strict=True):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -23,8 +23,8 @@ from tao_flows.figures import Quality
 from tao_flows.ledger import open_ledger
 from tao_flows.ledger.base import Ledger
 from tao_flows.prefect import publish
-from tao_flows.prefect.settings import tao_here
 from tao_flows.records import TaskState
+from tao_flows.telemetry.rapl import RaplSource
 from tao_flows.testing import PowercapTree
 
 
@@ -111,10 +111,19 @@ def test_a_source_that_raises_midway_makes_the_figure_unknown_and_nothing_else(
     tree = PowercapTree(tmp_path / "powercap")
     tree.add_zone("intel-rapl:0", "package-0", 1_000)
     monkeypatch.setenv("TAO_FLOWS_POWERCAP_ROOT", str(tree.root))
+    broken: list[bool] = []
+
+    def breakable(real: Callable[[RaplSource], object]) -> Callable[[RaplSource], object]:
+        def read(source: RaplSource) -> object:
+            if broken:
+                raise ZeroDivisionError("a driver's own bug")
+            return real(source)
+
+        return read
+
+    monkeypatch.setattr(RaplSource, "read", breakable(RaplSource.read))
+    monkeypatch.setattr(RaplSource, "read_raw", breakable(RaplSource.read_raw))
     runtime.forget()
-    tao = tao_here()
-    assert tao is not None
-    (source,) = tao.discovery.sources
 
     @tao_task
     def before() -> None:
@@ -123,10 +132,7 @@ def test_a_source_that_raises_midway_makes_the_figure_unknown_and_nothing_else(
 
     @tao_task
     def during() -> str:
-        def explode() -> None:
-            raise ZeroDivisionError("a driver's own bug")
-
-        monkeypatch.setattr(source, "read", explode)
+        broken.append(True)
         return "done"
 
     @tao_flow

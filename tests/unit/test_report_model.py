@@ -252,7 +252,7 @@ def test_figures_under_different_methods_are_flagged() -> None:
     assert other.measurement
     other = replace(other, measurement=replace(other.measurement, method="tao-flows/attribution/9"))
     made = report(task("a"), other)
-    assert made.methods == ("tao-flows/attribution/1", "tao-flows/attribution/9")
+    assert made.methods == ("tao-flows/attribution/2", "tao-flows/attribution/9")
     assert any("do not compare" in note for note in made.notes)
 
 

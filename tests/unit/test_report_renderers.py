@@ -194,7 +194,7 @@ def test_markdown_has_a_headline_a_table_the_account_and_the_method() -> None:
     assert "| idle | unknown | unknown |" in made
     assert "6 × **run** in home (advise, regime standard, penalty 1.100): cheapest" in made
     assert "**LEDGER\\_BUSY**" in made
-    assert "Method: tao-flows/attribution/1" in made
+    assert "Method: tao-flows/attribution/2" in made
 
 
 def test_the_charts_in_markdown_are_svg_images_that_stand_alone() -> None:
