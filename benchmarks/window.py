@@ -1,4 +1,4 @@
-"""What an empty window costs: tao-flows beside pyRAPL, zeus and codecarbon, in one run.
+"""What an empty window costs: tao-flows beside pyRAPL, pyJoules, zeus, carbontracker and codecarbon, in one run.
 
 Each library runs unmodified in a process of its own, and all of them read the same powercap tree: as root, every
 process sees that tree at /sys/class/powercap, in a mount namespace of its own, with no network. ``README.md`` says how
@@ -16,7 +16,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,23 +26,32 @@ from typing import Any, Final
 from peers.libraries import BASELINE, ROWS
 from peers.worker import Worker, why_not_private, work
 
+from tao_flows.testing import PowercapTree
+
 ROUNDS: Final = 40
 ROUND_S: Final = 0.02
 MOST_WINDOWS: Final = 1_000
 IMPORT_ROUNDS: Final = 3
 MOVED_UJ: Final = {"intel-rapl:0": 5_000_000, "intel-rapl:1": 3_000_000, "intel-rapl:0:0": 1_000_000}
 """By how much each counter moves in the window that shows what a library reads."""
+ZONES: Final = (
+    ("intel-rapl:0", "package-0", 123_000_000),
+    ("intel-rapl:0:0", "dram", 45_000_000),
+    ("intel-rapl:1", "package-1", 77_000_000),
+)
 HEAVY: Final = ("prefect", "airflow", "sqlalchemy", "pydantic", "pandas", "asyncio", "pynvml", "rich", "typer")
 IMPORTS: Final = {
     "tao-flows": "import tao_flows",
     "tao-flows, to measure": "from tao_flows import measure",
     "pyRAPL": "import pyRAPL",
+    "pyJoules": "from pyJoules.energy_meter import EnergyMeter",
     "zeus": "from zeus.monitor import ZeusMonitor",
+    "carbontracker": "from carbontracker.tracker import CarbonTracker",
     "codecarbon": "from codecarbon import OfflineEmissionsTracker",
 }
 
 
-def _version(distribution: str) -> str:
+def installed(distribution: str) -> str:
     try:
         return version(distribution)
     except PackageNotFoundError:
@@ -49,17 +59,22 @@ def _version(distribution: str) -> str:
 
 
 @contextmanager
-def _started(tree: Path, scratch: Path, results: dict[str, dict[str, Any]]) -> Iterator[dict[str, Worker]]:
+def _started(
+    tree: Path, scratch: Path, results: dict[str, dict[str, Any]], agent: Path | None
+) -> Iterator[dict[str, Worker]]:
     """A worker for each row that can run here; the others get their reason in ``results``."""
     not_private = why_not_private()
     workers: dict[str, Worker] = {}
     try:
         for name, row in ROWS.items():
-            results[name] = {"title": row.title, "version": _version(row.distribution)}
+            if row.agent and agent is None:
+                continue
+            results[name] = {"title": row.title, "version": installed(row.distribution)}
             if row.needs_root and not_private:
                 results[name]["left_out"] = not_private
                 continue
-            workers[name] = Worker(name, tree, scratch, private=not not_private)
+            env = {"TAO_FLOWS_AGENT": str(agent)} if row.agent else {}
+            workers[name] = Worker(name, tree, scratch, private=not not_private, env=env)
             try:
                 results[name] |= workers[name].ask()
                 results[name]["helpers"], results[name]["resident_bytes"] = workers[name].settle()
@@ -71,19 +86,21 @@ def _started(tree: Path, scratch: Path, results: dict[str, dict[str, Any]]) -> I
             worker.end()
 
 
-def measure_windows(scratch: Path) -> dict[str, dict[str, Any]]:
-    from tao_flows.testing import PowercapTree
+def make_tree(root: Path, zones: Sequence[tuple[str, str, int]]) -> PowercapTree:
+    """A powercap tree with the links that the kernel's has: each library follows others."""
+    tree = PowercapTree(root)
+    for zone, name, energy_uj in zones:
+        (tree.root / zone).symlink_to(tree.add_zone(zone, name, energy_uj).relative_to(tree.root))
+    (tree.root / "intel-rapl" / "subsystem").symlink_to("..")
+    return tree
 
-    tree = PowercapTree(scratch / "powercap")
-    for zone, name, energy_uj in (
-        ("intel-rapl:0", "package-0", 123_000_000),
-        ("intel-rapl:0:0", "dram", 45_000_000),
-        ("intel-rapl:1", "package-1", 77_000_000),
-    ):
-        tree.add_zone(zone, name, energy_uj)
-    (tree.root / "intel-rapl" / "subsystem").symlink_to("..")  # the kernel has it, and codecarbon asks for it
+
+def measure_windows(
+    tree: PowercapTree, scratch: Path, *, most_rounds: int = ROUNDS, hold_s: float = 0.0, agent: Path | None = None
+) -> dict[str, dict[str, Any]]:
+    """What a window costs, by row; with ``hold_s``, also what one costs that stays open for so long."""
     results: dict[str, dict[str, Any]] = {}
-    with _started(tree.root, scratch, results) as workers:
+    with _started(tree.root, scratch, results, agent) as workers:
         rounds: dict[str, list[float]] = {}
         windows: dict[str, int] = {}
         for name, worker in workers.items():
@@ -99,7 +116,7 @@ def measure_windows(scratch: Path) -> dict[str, dict[str, Any]]:
                 windows[name], rounds[name] = max(1, min(MOST_WINDOWS, round(ROUND_S * 1e9 / once_ns))), []
             except RuntimeError as error:
                 results[name]["failed"] = str(error)
-        for number in range(ROUNDS):
+        for number in range(most_rounds):
             names = list(rounds)
             shift = number % max(1, len(names))
             for name in names[shift:] + names[:shift]:
@@ -110,11 +127,29 @@ def measure_windows(scratch: Path) -> dict[str, dict[str, Any]]:
                     del rounds[name]
         for name, each_ns in rounds.items():
             results[name] |= _summary(each_ns, windows[name])
+        if hold_s:
+            hold_open({name: workers[name] for name in rounds}, results, hold_s)
     baseline_ns = results[BASELINE].get("median_ns")
     for result in results.values():
         if baseline_ns and "median_ns" in result:
             result["ratio"] = result["median_ns"] / baseline_ns
     return results
+
+
+def hold_open(workers: Mapping[str, Worker], results: dict[str, dict[str, Any]], seconds: float) -> None:
+    """Opens a window in every process, all at once, and adds the CPU time that each takes meanwhile."""
+    for worker in workers.values():
+        worker.ask("look")
+    before_s = {name: worker.cpu_s() for name, worker in workers.items()}
+    began_s = time.monotonic()
+    time.sleep(seconds)
+    for name, worker in workers.items():
+        results[name]["open_cpu_share"] = (worker.cpu_s() - before_s[name]) / (time.monotonic() - began_s)
+    for name, worker in workers.items():
+        try:
+            worker.ask("close")
+        except RuntimeError as error:
+            results[name]["failed"] = str(error)
 
 
 def _summary(rounds_ns: Sequence[float], windows: int) -> dict[str, Any]:
@@ -135,10 +170,10 @@ print(time.perf_counter_ns() - started, resident() - before, len(sys.modules) - 
 """
 
 
-def measure_imports() -> dict[str, dict[str, Any]]:
+def measure_imports(most_rounds: int = IMPORT_ROUNDS) -> dict[str, dict[str, Any]]:
     probes: dict[str, list[list[int]]] = {title: [] for title in IMPORTS}
     results: dict[str, dict[str, Any]] = {title: {"statement": statement} for title, statement in IMPORTS.items()}
-    for _ in range(IMPORT_ROUNDS):
+    for _ in range(most_rounds):
         for title, statement in IMPORTS.items():
             command = [sys.executable, "-I", "-c", _PROBE, statement]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -170,7 +205,7 @@ def _time(duration_ns: float | None) -> str:
     return f"{duration_ns / 1e6:,.1f} ms" if duration_ns >= 1e6 else f"{duration_ns / 1e3:,.1f} us"
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     lines = []
     for row in (heads, ["-" * width for width in widths], *rows):
@@ -179,8 +214,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def show(report: dict[str, Any]) -> None:
-    print(f"{report['machine']}; {report['date']}\n")
+def show_windows(report: dict[str, Any]) -> None:
     windows, moved_j = report["windows"], sum(MOVED_UJ.values()) / 1e6
     rows = [
         [
@@ -196,7 +230,7 @@ def show(report: dict[str, Any]) -> None:
         if "median_ns" in result and "failed" not in result
     ]
     print(
-        _table(("an empty window", "median", "ratio", "fastest", "to the end of the first", "resident", "reads"), rows)
+        table(("an empty window", "median", "ratio", "fastest", "to the end of the first", "resident", "reads"), rows)
     )
     for result in windows.values():
         for why in ("left_out", "failed"):
@@ -212,10 +246,13 @@ def show(report: dict[str, Any]) -> None:
         for result in report["imports"].values()
         if "import_ns" in result
     ]
-    print("\n" + _table(("a fresh process", "import", "resident", "modules"), rows))
+    print("\n" + table(("a fresh process", "import", "resident", "modules"), rows))
     for result in report["imports"].values():
         if "failed" in result:
             print(f"{result['statement']}: failed: {result['failed']}")
+
+
+def show_importtime(report: dict[str, Any]) -> None:
     print()
     for result in report["importtime"]:
         heavy = ", ".join(result["heavy"]) or "none"
@@ -224,7 +261,7 @@ def show(report: dict[str, Any]) -> None:
     print(f"(heavy: {', '.join(HEAVY)})")
 
 
-def _machine() -> str:
+def machine() -> str:
     from tao_flows.telemetry.cpuinfo import read_cpu
 
     cpu = read_cpu(Path("/proc"))
@@ -245,14 +282,17 @@ def main() -> None:
         return
     report: dict[str, Any] = {
         "schema": "tao-flows/benchmark-window/1",
-        "machine": _machine(),
+        "machine": machine(),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
     with tempfile.TemporaryDirectory(prefix="tao-flows-bench-") as scratch:
-        report["windows"] = measure_windows(Path(scratch))
+        tree = make_tree(Path(scratch) / "powercap", ZONES)
+        report["windows"] = measure_windows(tree, Path(scratch))
     report["imports"] = measure_imports()
     report["importtime"] = [heavy_imports(IMPORTS[title]) for title in ("tao-flows", "tao-flows, to measure")]
-    show(report)
+    print(f"{report['machine']}; {report['date']}\n")
+    show_windows(report)
+    show_importtime(report)
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
 

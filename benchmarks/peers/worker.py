@@ -11,13 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from peers.libraries import ROWS
+from peers.libraries import ROWS, Library
+from peers.loads import load
 
-ANSWER_WITHIN_S: Final = 40.0
+ANSWER_WITHIN_S: Final = 60.0
 SETTLED_AFTER_S: Final = 0.4
 POWERCAP: Final = "/sys/class/powercap"
 KERNEL_STATISTICS: Final = "/sys/devices/virtual/net/lo/statistics"
@@ -48,12 +49,16 @@ def work(name: str) -> None:
 
     try:
         started_ns = time.perf_counter_ns()
-        window, joules = ROWS[name].make()
+        library = ROWS[name].make()
+        window = library.window
         window(_nothing)
         answer(first_ns=time.perf_counter_ns() - started_ns)
         while request := sys.stdin.readline().split():
             if request[0] == "look":
-                answer(seen_j=joules(window(pause)))
+                answer(seen_j=library.joules(window(pause)))
+                continue
+            if request[0] == "load":
+                answer(**_charge(library, request[1:]))
                 continue
             windows = int(request[1])
             started_ns = time.perf_counter_ns()
@@ -64,21 +69,44 @@ def work(name: str) -> None:
         answer(error=f"{type(error).__name__}: {error}")
 
 
+def _charge(library: Library, arguments: Sequence[str]) -> dict[str, Any]:
+    result = library.window(lambda: load(arguments))
+    return {"cpu_s": library.cpu_s(result), "energy_j": (library.charged_j or library.joules)(result)}
+
+
+def settings(tree: Path, scratch: Path, name: str) -> dict[str, str]:
+    """The environment of what is measured here: nobody's settings but ours, and no agent."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("TAO_FLOWS_", "CODECARBON_"))}
+    return env | {
+        "HOME": str(scratch),
+        "TAO_FLOWS_AGENT": "off",
+        "TAO_FLOWS_LEDGER": f"sqlite:///{scratch}/{name}.db",
+        "TAO_FLOWS_POWERCAP_ROOT": str(tree),
+        "TAO_FLOWS_SOURCES": "rapl",
+    }
+
+
+def process_clock_s(pid: int) -> float:
+    """CPU seconds of a process, to the nanosecond; its clock is named as clock_getcpuclockid(3) does."""
+    try:
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:  # it has ended
+        return 0.0
+
+
 class Worker:
     """A library's process, seen from the one that asks."""
 
-    def __init__(self, name: str, tree: Path, scratch: Path, *, private: bool) -> None:
+    def __init__(
+        self, name: str, tree: Path, scratch: Path, *, private: bool, env: Mapping[str, str] | None = None
+    ) -> None:
         row = ROWS[name]
-        env = {key: value for key, value in os.environ.items() if not key.startswith(("TAO_FLOWS_", "CODECARBON_"))}
-        env |= {
-            "HOME": str(scratch),
-            "TAO_FLOWS_LEDGER": f"sqlite:///{scratch}/{name}.db",
-            "TAO_FLOWS_POWERCAP_ROOT": str(tree),
-            "TAO_FLOWS_SOURCES": "estimate" if row.reads == "nothing" else "rapl",
-        }
+        env = {**settings(tree, scratch, name), **(env or {})}
+        if row.reads == "nothing":
+            env["TAO_FLOWS_SOURCES"] = "estimate"
         command = [sys.executable, os.path.abspath(sys.argv[0]), "--worker", name]
         if private:
-            command = _in_private(tree, command, reads=row.reads)
+            command = in_private(tree, command, reads=row.reads)
         self._errors_path = scratch / f"{name}.err"
         with self._errors_path.open("wb") as errors:
             self._process = subprocess.Popen(
@@ -86,14 +114,33 @@ class Worker:
                 text=True, env=env, cwd=scratch, start_new_session=True,
             )  # fmt: skip
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
     def ask(self, request: str = "") -> dict[str, Any]:
         """Sends a line, if there is one, and gives the answer; RuntimeError with the reason if there is none."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         if request:
-            with contextlib.suppress(BrokenPipeError):  # it has ended, and reading says why
-                self._process.stdin.write(f"{request}\n")
-                self._process.stdin.flush()
+            self.tell(request)
+        return self.hear()
+
+    def cpu_s(self) -> float:
+        """CPU seconds of it and of the helpers it started."""
+        from tao_flows.telemetry.procfs import tree
+
+        return sum(process_clock_s(pid) for pid in tree(self._process.pid))
+
+    def tell(self, request: str) -> None:
+        """Sends a line."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and reading says why
+            self._process.stdin.write(f"{request}\n")
+            self._process.stdin.flush()
+
+    def hear(self) -> dict[str, Any]:
+        """The next answer; RuntimeError with the reason if there is none."""
+        assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], ANSWER_WITHIN_S)[0]:
             raise RuntimeError(f"no answer within {ANSWER_WITHIN_S:g} s")
         line = self._process.stdout.readline()
@@ -131,7 +178,7 @@ class Worker:
             self._process.wait()
 
 
-def _in_private(tree: Path, command: Sequence[str], *, reads: str) -> list[str]:
+def in_private(tree: Path, command: Sequence[str], *, reads: str = "tree") -> list[str]:
     """The command in a mount and network namespace of its own, with the tree where libraries look for it."""
     script = f'mount -t tmpfs none /sys/class && mkdir {POWERCAP} && mount --bind "$1" {POWERCAP} && shift'
     if reads == "nothing":
