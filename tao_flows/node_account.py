@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 from tao_flows.attribution import apportion_whole
 
@@ -34,6 +35,10 @@ class Role(str, Enum):
     """An engine's process, the engine's share of a flow's process, tao-flows itself."""
     NONE = "none"
     """A process that is watched, of which it cannot be said whose it is: unattributed."""
+
+
+_PLACES: Final = {role.value: place for place, role in enumerate(Role)}
+_NOBODYS: Final = _PLACES[Role.NONE.value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,11 @@ class Party:
     cpu_ns: int = 0
     lost_ns: int = 0
     """Time in which it was not watched."""
+    line: int = field(init=False)
+    """Its role's place among the roles."""
+
+    def __post_init__(self) -> None:
+        self.line = _PLACES[self.role.value]
 
 
 @dataclass(slots=True)
@@ -160,21 +170,32 @@ class NodeAccount:
             mixed: overhead parties that user code ran in as well: their part of this slot is in no line but
                 unattributed, and theirs all the same.
         """
-        used = {number: spent for number, spent in cpu_ns.items() if spent > 0 and number in self.parties}
-        known_ns = sum(used.values())
-        rest_ns = 0 if busy_ns is None else max(0, busy_ns - known_ns)
-        self.busy_ns += known_ns + rest_ns
-        direct = [number for number in used if not self.parties[number].pooled]
-        pooled = {number: spent for number, spent in used.items() if self.parties[number].pooled}
-        pooled_ns = rest_ns + sum(pooled.values())
-        weights = [*(used[number] for number in direct), pooled_ns]
-        for number, spent in used.items():
-            self.parties[number].cpu_ns += spent
-            self.cpu_ns[self.parties[number].role] += spent
-        self._pool.rest_ns += rest_ns
-        self._pool.mixed |= mixed
-        for number, spent in pooled.items():
-            self._pool.cpu_ns[number] = self._pool.cpu_ns.get(number, 0) + spent
+        pool, roles_ns = self._pool, [0] * len(Role)
+        direct: list[Party] = []
+        in_lines: list[int] = []
+        weights: list[int] = []
+        pooled_ns = 0
+        # Hundreds of parties, ten times a second: one pass, and no hashing of roles in it.
+        for number, spent in cpu_ns.items():
+            party = self.parties.get(number)
+            if party is None or spent <= 0:
+                continue
+            party.cpu_ns += spent
+            roles_ns[party.line] += spent
+            if party.pooled:
+                pooled_ns += spent
+                pool.cpu_ns[number] = pool.cpu_ns.get(number, 0) + spent
+            else:
+                direct.append(party)
+                in_lines.append(_NOBODYS if number in mixed else party.line)
+                weights.append(spent)
+        for role, spent in zip(Role, roles_ns, strict=True):
+            self.cpu_ns[role] += spent
+        rest_ns = 0 if busy_ns is None else max(0, busy_ns - sum(roles_ns))
+        self.busy_ns += sum(roles_ns) + rest_ns
+        pool.rest_ns += rest_ns
+        pool.mixed |= mixed
+        weights.append(rest_ns + pooled_ns)
         for domain, energy in enumerate(energies):
             if energy.counter_uj is None:
                 continue
@@ -190,20 +211,21 @@ class NodeAccount:
                 continue
             lines.shared_ns += wall_ns
             *parts, pool_uj = apportion_whole(active_uj, weights)
-            self._give(domain, direct, parts, mixed)
-            self._pool.energy_uj[domain] += pool_uj
+            self._give(domain, direct, in_lines, parts)
+            pool.energy_uj[domain] += pool_uj
 
     def settle(self) -> None:
         """Splits what pooled parties and nobody used since the last call."""
         pool, self._pool = self._pool, self._empty_pool()
-        numbers = list(pool.cpu_ns)
+        parties = [self.parties[number] for number in pool.cpu_ns]
+        in_lines = [_NOBODYS if number in pool.mixed else self.parties[number].line for number in pool.cpu_ns]
         weights = [*pool.cpu_ns.values(), pool.rest_ns]
         for domain, energy_uj in enumerate(pool.energy_uj):
             if not energy_uj:
                 continue
             *parts, rest_uj = apportion_whole(energy_uj, weights)
             self.lines[domain].unattributed_uj += rest_uj
-            self._give(domain, numbers, parts, pool.mixed)
+            self._give(domain, parties, in_lines, parts)
 
     def add_gpu(self, domain: int, wall_ns: int, energy: GpuEnergy) -> None:
         """Takes in one slot of a GPU, which need not be one of the CPU's."""
@@ -215,21 +237,22 @@ class NodeAccount:
         lines.allocated_idle_uj += energy.allocated_idle_uj
         lines.unattributed_uj += energy.unattributed_uj
         for number, part_uj in energy.parties_uj.items():
-            if number in self.parties:
-                self._give(domain, [number], [part_uj], frozenset())
-            else:  # it ended while the GPU still counted for it
+            party = self.parties.get(number)
+            if party is None:  # it ended while the GPU still counted for it
                 lines.unattributed_uj += part_uj
+            else:
+                self._give(domain, [party], [party.line], [part_uj])
 
-    def _give(self, domain: int, numbers: Sequence[int], parts_uj: Sequence[int], mixed: AbstractSet[int]) -> None:
-        by_role = dict.fromkeys(Role, 0)
-        for number, part_uj in zip(numbers, parts_uj, strict=True):
-            party = self.parties[number]
+    def _give(self, domain: int, parties: Sequence[Party], in_lines: Sequence[int], parts_uj: Sequence[int]) -> None:
+        sums_uj = [0] * len(Role)
+        for party, line, part_uj in zip(parties, in_lines, parts_uj, strict=True):
             party.energy_uj[domain] += part_uj
-            by_role[Role.NONE if number in mixed else party.role] += part_uj
+            sums_uj[line] += part_uj
         lines = self.lines[domain]
-        lines.tasks_uj += by_role[Role.TASK]
-        lines.overhead_uj += by_role[Role.OVERHEAD]
-        lines.unattributed_uj += by_role[Role.NONE]
+        tasks_uj, overhead_uj, nobodys_uj = sums_uj
+        lines.tasks_uj += tasks_uj
+        lines.overhead_uj += overhead_uj
+        lines.unattributed_uj += nobodys_uj
 
     def _empty_pool(self) -> _Pool:
         return _Pool([0] * len(self.domains))

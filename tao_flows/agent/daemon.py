@@ -21,7 +21,7 @@ from tao_flows.agent.registry import Registry
 from tao_flows.agent.sampler import Sampler
 from tao_flows.agent.server import Listener, Server
 from tao_flows.agent.snapshot import DomainSnapshot, NodeSnapshot
-from tao_flows.calibration import find_baseline, places
+from tao_flows.calibration import Host, find_baseline, places
 from tao_flows.clock import Clock, SystemClock
 from tao_flows.config import TaoConfig
 from tao_flows.engines import EngineWatch
@@ -100,7 +100,7 @@ class Agent:
         self._counter, self.rejected = open_counter(config, bpf=options.bpf)
         self._interval_s = min([1 / options.hz, *(source.max_interval_s for source in self._discovery.sources)])
         domains = [domain.id for source in self._discovery.sources for domain in source.domains]
-        found = find_baseline(places(config.calibration), domains)
+        found = find_baseline(places(config.calibration), domains, lambda: Host.this(config.proc_root))
         self.incidents.update(problem.code for problem in found.problems)
         self.sampler = Sampler(self._discovery.sources, self._counter, found.baseline, self._interval_s, self._clock)
         if domains:
@@ -219,6 +219,7 @@ class Agent:
             "interval_s": self._interval_s,
             "min_window_s": 0.0 if privileged else PUBLISH_S,
             "calibrated": self.sampler.calibrated,
+            "baseline": self.sampler.baseline_origin,
             "domains": [
                 {
                     "id": domain.id,

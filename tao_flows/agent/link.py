@@ -41,6 +41,8 @@ class About:
     cpu_source: str
     cpu_lower_bound: bool
     domains: tuple[Domain, ...]
+    baseline: str | None = None
+    """Where its idle line is from, in words; None without calibration."""
 
     @property
     def counts(self) -> frozenset[Counted]:
@@ -177,6 +179,7 @@ def _about(path: Path, answer: Mapping[str, Any] | None) -> About:
         cpu_source=str(answer.get("cpu_source", "")),
         cpu_lower_bound=answer.get("cpu_lower_bound") is True,
         domains=tuple(_domain(each) for each in answer.get("domains", ())),
+        baseline=str(answer["baseline"]) if answer.get("baseline") else None,
     )
 
 

@@ -96,7 +96,8 @@ class AgentMeter(Meter):
         if figure.overhead_cpu_ns is not None:
             use = replace(use, overhead_cpu_s=s_from_ns(figure.overhead_cpu_ns))
         ours = super().work_out(window, ended, use)
-        return completed(ours, figure, {domain.id: domain for domain in self._agents_domains})
+        measured = completed(ours, figure, {domain.id: domain for domain in self._agents_domains})
+        return replace(measured, baseline=self._client.about.baseline or ours.baseline)
 
     def _without(self, window: Window, ended: Ended, use: TaskUse, code: str) -> Measurement:
         ours = super().work_out(window, ended, use)

@@ -67,6 +67,8 @@ class Window:
     spent: Usage | None = None
     """What its party used, where that ended before the window did."""
     restored: bool = False
+    saved: tuple[object, str] | None = None
+    """How it was last written down, and what of it could have changed since."""
 
 
 @dataclass(slots=True)
@@ -442,7 +444,7 @@ class Registry:
             wall_ns=ended_ns - window.begun_ns,
             cpu_source=self.counter_source,
             lower_bound=self.lower_bound,
-            calibrated=self.sampler.calibrated,
+            calibrated=self.sampler.calibrated_domains,
             privileged=session.privileged,
             codes=("AGENT_RESTARTED",) if window.restored else (),
             gpus=self._gpus(window),

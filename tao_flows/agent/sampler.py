@@ -105,8 +105,18 @@ class Sampler:
 
     @property
     def calibrated(self) -> bool:
-        """Whether the idle line is known."""
+        """Whether the idle line of any domain is known."""
         return self._baseline is not None
+
+    @property
+    def baseline_origin(self) -> str | None:
+        """Where the idle line is from, in words; None without calibration."""
+        return None if self._baseline is None else self._baseline.origin(domain.id for domain in self.domains)
+
+    @property
+    def calibrated_domains(self) -> frozenset[str]:
+        """Domains of which the idle line is known."""
+        return frozenset(domain.id for domain in self.domains if self._idle_uj(domain.id, 0) is not None)
 
     def sample(self) -> None:
         """Ends the slot that began with the last call. Never raises."""
@@ -126,7 +136,9 @@ class Sampler:
                     self.gpus.add(number, energy_uj, wall_ns)
             elif number is not None and energy_uj is not None:
                 energies[number] = SlotEnergy(energy_uj, self._idle_uj(self.domains[number].id, wall_ns))
-        spent_ns = {number: total - self._cpu_ns.get(number, 0) for number, total in cpu.cpu_ns.items()}
+        before_ns = self._cpu_ns
+        # Most parties sleep: what they did not use is not handed on.
+        spent_ns = {n: spent for n, total in cpu.cpu_ns.items() if (spent := total - before_ns.get(n, 0))}
         self._cpu_ns = cpu.cpu_ns
         busy_ns = None if cpu.busy_ns is None or self._busy_ns is None else max(0, cpu.busy_ns - self._busy_ns)
         self._busy_ns = cpu.busy_ns

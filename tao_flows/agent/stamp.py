@@ -89,7 +89,7 @@ def figure(
     wall_ns: int,
     cpu_source: str,
     lower_bound: bool,
-    calibrated: bool,
+    calibrated: AbstractSet[str],
     privileged: bool,
     codes: tuple[str, ...],
     gpus: Mapping[int, Quality],
@@ -103,7 +103,7 @@ def figure(
         wall_ns: how long the window was open.
         cpu_source: how CPU time is counted.
         lower_bound: whether CPU time can have been missed.
-        calibrated: whether the idle line means anything.
+        calibrated: the domains whose idle line means anything.
         privileged: whether the client may see the host's lines.
         codes: what happened meanwhile.
         spread_uj: by how much a domain's idle line may be off over so many nanoseconds.
@@ -116,7 +116,7 @@ def figure(
             span,
             quality=gpus.get(number, Quality.ATTRIBUTED),
             spread_uj=spread_uj(domain.id, span.after.at_ns - span.before.at_ns),
-            calibrated=calibrated,
+            calibrated=domain.id in calibrated,
             privileged=privileged,
             lower_bound=lower_bound,
         )

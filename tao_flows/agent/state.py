@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +37,7 @@ def save(directory: Path, registry: Registry, now_ns: int) -> None:
     Raises:
         OSError: it cannot be written; the one before stays.
     """
+    registry.sampler.settle()  # what is not split yet would be in no line
     account = registry.sampler.account
     document = {
         "form": FORM,
@@ -49,9 +50,9 @@ def save(directory: Path, registry: Registry, now_ns: int) -> None:
         "cpu_ns": account.cpu_ns,
         "engines_ended": _dumped(registry.engines.used()),
         "parties": {number: _party(registry, number) for number in account.parties},
-        "sessions": [_session(session) for session in registry.sessions.values()],
     }
-    text = json.dumps(document, separators=(",", ":")).encode()
+    sessions = [_session(session) for session in registry.sessions.values()]
+    text = _with_list(document, "sessions", sessions).encode()
     fresh = directory / f"{FILE}.new"
     fresh.unlink(missing_ok=True)
     try:
@@ -98,18 +99,36 @@ def _digest(text: bytes) -> bytes:
     return hashlib.sha256(text).hexdigest().encode()
 
 
-def _session(session: Session) -> dict[str, Any]:
-    return {
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _with_list(document: Mapping[str, Any], name: str, texts: Iterable[str]) -> str:
+    """The JSON of a document that is not empty, and of a list in it whose members are JSON already."""
+    return f'{_json(document)[:-1]},"{name}":[{",".join(texts)}]}}'
+
+
+def _session(session: Session) -> str:
+    document = {
         "peer": {**asdict(session.peer), "groups": sorted(session.peer.groups)},
         "role": session.role,
         "number": session.number,
         "begun": session.begun,
         "claimed": _dumped(session.claimed),
-        "windows": [_window(window) for window in session.windows.values() if window.ended_ns is None],
     }
+    windows = (_window(window) for window in session.windows.values() if window.ended_ns is None)
+    return _with_list(document, "windows", windows)
 
 
-def _window(window: Window) -> dict[str, Any]:
+def _window(window: Window) -> str:
+    # Most windows have not changed since the last time, and there can be thousands of them.
+    changing = (window.claim, window.spent)
+    if window.saved is None or window.saved[0] != changing:
+        window.saved = (changing, _json(_window_document(window)))
+    return window.saved[1]
+
+
+def _window_document(window: Window) -> dict[str, Any]:
     return {
         **{name: getattr(window, name) for name in _KEPT},
         "before": _dumped_stamp(window.before),

@@ -50,6 +50,8 @@ _SHORT_NS: Final = 1_000_000
 _CAPABILITIES: Final = {"CAP_PERFMON": 38, "CAP_BPF": 39}
 _CAP_SYS_ADMIN: Final = 21
 _CAP_EFFECTIVE: Final = re.compile(r"^CapEff:\s*([0-9a-f]+)$", re.MULTILINE)
+_SPARSE: Final = 8
+"""When the numbers in use are spread this thin, it is looked up how far they reach."""
 _STATUS: Final = {"EBPF_DENIED": "denied", "EBPF_PID_NAMESPACE": "denied", "EBPF_FAILED": "broken"}
 
 
@@ -63,8 +65,6 @@ class _Party:
     """As the kernel's part knows it: era and number."""
     returns: dict[int, _Party] = field(default_factory=dict)
     """The party to which a thread goes back, by thread."""
-    cpu_ns: int = 0
-    """As last read."""
 
 
 class EbpfParties:
@@ -89,6 +89,10 @@ class EbpfParties:
 
     def __init__(self, max_threads: int = MAX_THREADS, *, library: str = libbpf.LIBRARY, btf: Path = BTF) -> None:
         self._parties: dict[int, _Party] = {}
+        self._most = 0
+        """More than the number of any party there is."""
+        self._shown_ns: dict[int, int] = {}
+        """By party, what was last said of those whose slice in progress was in it: it may not fall."""
         self._busy_ns = 0
         self._found_no_room = 0
         self._said_no_room = 0
@@ -116,6 +120,7 @@ class EbpfParties:
         if not placed:
             raise SourceError("PARTY_GONE", f"party {party} is not counted: none of its threads is there")
         self._parties[party] = joined
+        self._most = max(self._most, party + 1)
         for tid in placed:
             joined.returns.pop(tid, None)
             if outer is not None and outer is not joined:
@@ -124,6 +129,7 @@ class EbpfParties:
 
     def remove(self, party: int) -> None:
         removed = self._parties.pop(party, None)
+        self._shown_ns.pop(party, None)
         if removed is None:
             return
         self._look_again(removed.returns)
@@ -135,9 +141,12 @@ class EbpfParties:
     def read(self) -> PartyCpu:
         if self._object is None:
             return PartyCpu(time.monotonic_ns(), {}, None)
-        at_ns, cpu_ns, busy_ns = self._read_all()
-        for number, party in self._parties.items():
-            party.cpu_ns = cpu_ns[number] = max(party.cpu_ns, cpu_ns[number])
+        if self._most > _SPARSE * (len(self._parties) + 1):
+            self._most = max(self._parties, default=-1) + 1
+        at_ns, cpu_ns, busy_ns, in_progress = self._read_all()
+        ahead_ns = {number: shown_ns for number, shown_ns in self._shown_ns.items() if shown_ns > cpu_ns[number]}
+        cpu_ns |= ahead_ns
+        self._shown_ns = {number: cpu_ns[number] for number in in_progress} | ahead_ns
         self._busy_ns = max(self._busy_ns, busy_ns, sum(cpu_ns.values()))
         return PartyCpu(at_ns, cpu_ns, self._busy_ns)
 
@@ -149,6 +158,7 @@ class EbpfParties:
 
     def close(self) -> None:
         self._parties.clear()
+        self._shown_ns.clear()
         loaded, self._object = self._object, None
         for view in self._views:
             view.release()
@@ -217,22 +227,24 @@ class EbpfParties:
                 with contextlib.suppress(OSError):  # then it counts for its new party from its next switch on
                     self._object.run_on(cpu, self._look_again_fd)
 
-    def _read_all(self) -> tuple[int, dict[int, int], int]:
+    def _read_all(self) -> tuple[int, dict[int, int], int, set[int]]:
         now_ns, busy_ns = 0, 0
         begun: list[int] = []
         then: list[int] = []
         ids: list[int] = []
-        cpu_ns: dict[int, int] = {}
+        sums: list[int] = []
         for _ in range(_READ_TRIES):
             begun, ids = self._since_ns.tolist(), self._ids.tolist()
             now_ns = time.monotonic_ns()
-            cpu_ns = {number: self._sum_words[_SUM_WORDS * number] for number in self._parties}
+            sums = self._sum_words[: _SUM_WORDS * self._most : _SUM_WORDS].tolist()
             busy_ns = sum(self._busy_by_cpu)
             then = self._since_ns.tolist()
             # A slice that ended meanwhile may be in the sums or not. It is left out, and is in the next reading; a
             # long one would be missed by whoever reads this one, so read again.
             if all(a == b or now_ns - a < _SHORT_NS for a, b in zip(begun, then, strict=True)):
                 break
+        cpu_ns = {number: sums[number] for number in self._parties}
+        in_progress = set()
         for since_ns, later_ns, identity in zip(begun, then, ids, strict=True):
             if since_ns and since_ns == later_ns and identity != _IDLE:
                 slice_ns = max(0, now_ns - since_ns)
@@ -240,7 +252,8 @@ class EbpfParties:
                 party = self._parties.get(identity & _PARTY_MASK)
                 if party is not None and party.id == identity:
                     cpu_ns[identity & _PARTY_MASK] += slice_ns
-        return now_ns, cpu_ns, busy_ns
+                    in_progress.add(identity & _PARTY_MASK)
+        return now_ns, cpu_ns, busy_ns, in_progress
 
 
 def diagnose() -> Diagnosis:

@@ -119,7 +119,7 @@ def test_the_unit_grants_two_capabilities_and_keeps_others_out_of_the_socket_dir
     assert has["AmbientCapabilities"] == has["CapabilityBoundingSet"] == ["CAP_BPF CAP_PERFMON"]
     assert has["NoNewPrivileges"] == ["yes"]
     assert (has["RuntimeDirectory"], has["RuntimeDirectoryMode"]) == (["tao-flows"], ["0755"])
-    assert has["StateDirectoryMode"] == ["0700"]
+    assert has["StateDirectoryMode"] == ["0755"]
     assert has["ExecStart"][0].split()[1:] == COMMAND[1:]
     assert not has["ExecStart"][0].startswith(("+", "!"))
 
