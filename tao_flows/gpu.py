@@ -202,7 +202,8 @@ def split_gpu(
         least_uj = counter_uj - min(counter_uj, (idle_uj or 0) + idle_spread_uj)
         low, high = _bounds(code, utilisation or {}, use.ours, wall_s)
         quality = Quality.MEASURED if code == GPU_HELD_ALONE else Quality.ATTRIBUTED
-        low_uj, high_uj = min(tasks_uj, round(least_uj * low)), max(tasks_uj, round(most_uj * high))
+        # A float cannot hold every number of microjoules: nor may rounding pass what there is.
+        low_uj, high_uj = min(tasks_uj, round(least_uj * low)), max(tasks_uj, min(most_uj, round(most_uj * high)))
         figure = Figure(tasks_uj, low_uj, high_uj, quality, (source,))
     split = Split(tasks_uj, 0, slot.idle_uj, unattributed_uj, figure, slot.allocated_idle_uj)
     is_ours = code not in {GPU_NOT_HELD, GPU_HELD_BY_OTHERS}

@@ -7,7 +7,6 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -16,8 +15,9 @@ from tao_flows.agent.engine_parties import EngineParties
 from tao_flows.agent.peer import Peer, Process
 from tao_flows.agent.pool_threads import PoolThreads
 from tao_flows.agent.sampler import Sampler
+from tao_flows.agent.session import Session, Waiting, Window
 from tao_flows.agent.stamp import Span, Stamp, Usage, figure
-from tao_flows.agent.wire import AgentFigure, Begin, ClientRole, End, Kind
+from tao_flows.agent.wire import AgentFigure, Begin, ClientRole, End
 from tao_flows.clock import Clock
 from tao_flows.engines import EngineProcess
 from tao_flows.errors import InputError, SourceError
@@ -32,70 +32,6 @@ PROCESS_SHARE: Final = 0.75
 RESERVED_PARTIES: Final = 64
 """Kept for engines' processes and for clients' own."""
 _ROLES: Final[dict[ClientRole, Role]] = {"engine": Role.OVERHEAD, "tool": Role.OVERHEAD, "none": Role.NONE}
-
-
-@dataclass(slots=True)
-class Window:
-    """An open window."""
-
-    id: str
-    token: str
-    kind: Kind
-    label: str
-    session: Session
-    base: int
-    """The party it is measured on."""
-    owned: bool
-    """Whether that party is this window's alone, and ends with it."""
-    begun_ns: int
-    before: Stamp
-    used: Usage
-    """What the party had used when the window began."""
-    engines: Usage
-    claimed: Usage
-    """What had been claimed from its process when the window began."""
-    claim: Usage
-    """What this window has claimed itself."""
-    serial: int
-    """Counts the windows of its process."""
-    companions: int
-    """Windows of tasks that were open in its process when it began."""
-    process: Process | None = None
-    """Of a command."""
-    tid: int | None = None
-    ended_ns: int | None = None
-    spent: Usage | None = None
-    """What its party used, where that ended before the window did."""
-    restored: bool = False
-    saved: tuple[object, str] | None = None
-    """How it was last written down, and what of it could have changed since."""
-
-
-@dataclass(slots=True)
-class Session:
-    """A client's process."""
-
-    peer: Peer
-    role: ClientRole
-    privileged: bool
-    number: int
-    """The party of its own threads, without those of its windows."""
-    claimed: Usage
-    windows: dict[str, Window] = field(default_factory=dict)
-    inner: dict[str, Window] = field(default_factory=dict)
-    """Those of tasks that run in its own process and have not ended."""
-    threads: dict[int, list[int]] = field(default_factory=dict)
-    """By thread: parties of the windows over it, innermost last."""
-    begun: int = 0
-    """How many windows of tasks it has begun."""
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """An end that is answered at the next publication."""
-
-    window: Window
-    request: End
 
 
 class Registry:
@@ -128,9 +64,9 @@ class Registry:
         self.commands: dict[int, Process] = {}
         """By party."""
         self.inside: dict[int, int] = {}
-        """By party: the party of the command it runs in."""
+        """By party: the party of the command or task it runs in."""
         self.nested: dict[int, Usage] = {}
-        """By command's party: what ended parties inside it had used."""
+        """By command's or task's party: what ended parties inside it had used."""
         self.engines = EngineParties(sampler, proc_root)
         self._pools = PoolThreads(sampler)
         self.waiting: list[Waiting] = []
@@ -193,8 +129,8 @@ class Registry:
             return session
         privileged = self.is_privileged(peer)
         self._check_share(peer, privileged=privileged)
-        within = self._innermost(peer.pid)
-        inside = within if within is None or within in self.commands else self.inside.get(within)
+        within = self._party_around(peer.pid)
+        inside = None if within is None else self._task_around(within)
         if within is None:
             within = self.engines.find(peer.process)
         if threads is None:
@@ -204,6 +140,26 @@ class Registry:
         session = self.sessions[peer.process] = Session(peer, role, privileged, number, self.nothing())
         self.by_process[peer.process] = number
         return session
+
+    def _party_around(self, pid: int) -> int | None:
+        """The party that a process is in before it has one of its own.
+
+        Raises:
+            SourceError: PARTY_UNTOLD, it may be in several, and would be counted in two.
+        """
+        within = self.sampler.party_of_thread(pid)
+        if within is not None or self.sampler.moves_threads:
+            return within if within is not None else self._innermost(pid)
+        within = self._innermost(pid)
+        if any(session.number == within and session.threads for session in self.sessions.values()):
+            summary = "a client that was started in a process with tasks on threads: whose it is only eBPF could tell"
+            raise SourceError("PARTY_UNTOLD", summary, "give the agent CAP_BPF and CAP_PERFMON")
+        return within
+
+    def _task_around(self, number: int) -> int | None:
+        """The party itself where it is a command's or a task's, else that of the one it runs in."""
+        is_task = self.sampler.account.parties[number].role is Role.TASK
+        return number if is_task else self.inside.get(number)
 
     def is_privileged(self, peer: Peer) -> bool:
         """Whether a client may see all of the host."""
@@ -260,7 +216,7 @@ class Registry:
             process=process,
             tid=tid if request.kind == "thread" else None,
         )
-        _keep(window)
+        session.keep(window)
         return window
 
     def _check_room(self, session: Session) -> None:
@@ -308,9 +264,9 @@ class Registry:
         self.commands[number] = process
         return number
 
-    def _put_inside(self, number: int, command: int | None) -> None:
-        if command is not None:
-            self.inside[number] = command
+    def _put_inside(self, number: int, task: int | None) -> None:
+        if task is not None:
+            self.inside[number] = task
 
     def open_thread(self, session: Session, tid: int, tids: Iterable[int], used: Party | None = None) -> int:
         """Opens the party of a thread that runs a task, of ``tids``: that thread, or none once it has ended.
@@ -327,7 +283,7 @@ class Registry:
 
     def put_back(self, window: Window) -> None:
         """Takes up a window that an earlier agent had begun."""
-        _keep(window)
+        window.session.keep(window)
         if not window.owned:
             self._mix(window.session, window.base, +1)
 
@@ -488,22 +444,22 @@ class Registry:
         self._close(window.base)
 
     def _close(self, number: int) -> None:
-        """Ends a party that was removed; the command it ran in keeps what it used."""
+        """Ends a party that was removed; the command or task it ran in keeps what it used."""
         ended = self.nested.pop(number, self.nothing()).plus(Usage.of(self.sampler.close(number)))
         self._published.pop(number, None)
         outer = self.inside.pop(number, None)
         if outer is not None:
             self.nested[outer] = self.nested.get(outer, self.nothing()).plus(ended)
+        # What still runs inside it is inside the next one now: its number may soon be somebody else's.
+        for inner in [inner for inner, task in self.inside.items() if task == number]:
+            del self.inside[inner]
+            self._put_inside(inner, outer)
         process = self.commands.pop(number, None)
         if process is None:
             return
-        # What still runs inside it is inside the next one now: its number may soon be somebody else's.
-        for inner in [inner for inner, command in self.inside.items() if command == number]:
-            del self.inside[inner]
-            self._put_inside(inner, outer)
         if self.by_process.get(process) == number:
             del self.by_process[process]
-            if outer is not None and self.commands[outer] == process:
+            if outer is not None and self.commands.get(outer) == process:
                 self.by_process[process] = outer
 
     def leave(self, session: Session) -> list[Waiting]:
@@ -558,9 +514,3 @@ class Registry:
             failed=self.failed,
             engines=len(self.engines),
         )
-
-
-def _keep(window: Window) -> None:
-    window.session.windows[window.id] = window
-    if window.kind in {"thread", "steps"}:
-        window.session.inner[window.id] = window

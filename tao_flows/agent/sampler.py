@@ -236,6 +236,11 @@ class Sampler:
             party.cpu_ns, party.lost_ns = used.cpu_ns, used.lost_ns
         return number
 
+    def party_of_thread(self, tid: int) -> int | None:
+        """The open party that a thread is in, where the counter can tell."""
+        number = self._counter.party_of(tid)
+        return number if number in self.account.parties else None
+
     @property
     def moves_threads(self) -> bool:
         """Whether a thread can be moved from one open party to another."""

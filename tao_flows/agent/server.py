@@ -18,7 +18,8 @@ from typing import Any, Final
 
 from tao_flows.agent import wire
 from tao_flows.agent.peer import Peer, Process, peer_of
-from tao_flows.agent.registry import Registry, Session, Waiting
+from tao_flows.agent.registry import Registry
+from tao_flows.agent.session import Session, Waiting
 from tao_flows.agent.wire import AgentFigure, Begin, End, Hello, Request, Status
 from tao_flows.errors import ConfigError, SourceError, TaoError
 

@@ -16,8 +16,9 @@ from typing import Any, Final
 
 from tao_flows.agent import peer as peers
 from tao_flows.agent.peer import Peer, Process
-from tao_flows.agent.registry import Registry, Session, Window
+from tao_flows.agent.registry import Registry
 from tao_flows.agent.sampler import Uncounted
+from tao_flows.agent.session import Session, Window
 from tao_flows.agent.stamp import Stamp, Usage
 from tao_flows.errors import SourceError
 from tao_flows.node_account import Lines, Party, Role

@@ -138,6 +138,14 @@ class EbpfParties:
         back = {tid for tid, outer in removed.returns.items() if self._give_back(tid, removed, outer)}
         self._look_again(back)
 
+    def party_of(self, tid: int) -> int | None:
+        owner = None if self._object is None else self._owners.get(tid)
+        if owner is None:
+            return None
+        number = int(owner.id & _PARTY_MASK)
+        party = self._parties.get(number)
+        return number if party is not None and party.id == owner.id else None
+
     def read(self) -> PartyCpu:
         if self._object is None:
             return PartyCpu(time.monotonic_ns(), {}, None)

@@ -67,6 +67,10 @@ class PartyCounter(Protocol):
         """
         ...
 
+    def party_of(self, tid: int) -> int | None:
+        """The party that a thread is in, by name or by descent; None for none, and where that cannot be told."""
+        ...
+
     def read(self) -> PartyCpu:
         """Reads all of it now, the slices in progress included. Never raises."""
         ...

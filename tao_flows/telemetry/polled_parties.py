@@ -131,6 +131,9 @@ class PolledParties:
                 mine = {tid for tid in there if process.threads.get(tid, process).party is removed}
                 self._move(pid, {tid: outer if tid in removed.named else None for tid in mine})
 
+    def party_of(self, _tid: int) -> int | None:
+        return None
+
     def read(self) -> PartyCpu:
         self._look()
         cpu_ns = {number: party.cpu_ns for number, party in self._parties.items()}

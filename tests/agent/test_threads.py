@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from agent_support import NOBODY, Agent, Client, Host, assert_sums, burn, domain
 
+from tao_flows.agent.wire import VERSION
 from tao_flows.telemetry import ebpf
 from tao_flows.units import NS_PER_S
 
@@ -83,6 +84,38 @@ def test_what_a_thread_starts_counts_for_it_and_what_others_start_does_not(clien
     thread.join()
     bystander.join()
     assert_counted(client.end(windows[0]), sum(used_s))
+
+
+def test_a_client_that_a_thread_starts_is_in_its_figure_and_has_one_of_its_own(agent, client):
+    window = client.begin("thread", tid=threading.get_native_id())
+    told_apart = client.about["cpu_source"] == "ebpf"
+    started_s = time.thread_time()
+    told, tell = os.pipe()
+    pid = os.fork()
+    if not pid:
+        with Client(agent.socket, "none" if told_apart else None) as child:
+            if not told_apart:
+                os.write(tell, child.ask("hello", v=VERSION, role="none")["code"].encode())
+                os._exit(0)
+            steps = child.begin("steps")
+            before_s = time.process_time()
+            burn(0.3)
+            cpu_ns = round((time.process_time() - before_s) * NS_PER_S)
+            os.write(tell, b"%d %d" % (cpu_ns, domain(child.end(steps, cpu_ns=cpu_ns))["task_uj"]))
+        os._exit(0)
+    usage = os.wait4(pid, 0)[2]
+    own_s = time.thread_time() - started_s
+    figure = client.end(window)
+    said = os.read(told, 100)
+    os.close(told)
+    os.close(tell)
+    assert_counted(figure, usage.ru_utime + usage.ru_stime + own_s)
+    if not told_apart:
+        assert said == b"PARTY_UNTOLD"
+        return
+    child_ns, child_uj = map(int, said.split())
+    assert child_ns / NS_PER_S == pytest.approx(0.3, rel=0.05, abs=0.02)
+    assert 0 < child_uj < domain(figure)["task_uj"]
 
 
 def test_windows_over_one_thread_nest_and_the_outer_one_goes_on_after_the_inner_one(client):

@@ -15,8 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tao_flows.agent import state
 from tao_flows.agent.peer import Peer
-from tao_flows.agent.registry import Registry, Window
+from tao_flows.agent.registry import Registry
 from tao_flows.agent.sampler import Sampler
+from tao_flows.agent.session import Window
 from tao_flows.agent.wire import AgentFigure, Begin, End
 from tao_flows.calibration import Baseline, DomainBaseline, Host
 from tao_flows.errors import InputError, SourceError
@@ -92,6 +93,9 @@ class SimCounter:
             self._owner[tid] = party
             if within is not None:
                 self._returns.setdefault(party, {})[tid] = within
+
+    def party_of(self, tid: int) -> int | None:
+        return self._owner.get(tid)
 
     def remove(self, party: int) -> None:
         self._cpu_ns.pop(party, None)

@@ -30,7 +30,7 @@ def test_the_block_measured_without_an_engine_runs() -> None:
 
 
 def test_the_metered_command_runs() -> None:
-    (session,) = snippets("console")
+    (session,) = [text for text in snippets("console") if text.startswith("$ ")]
     command = shlex.split(session.splitlines()[0].removeprefix("$ "))
     done = subprocess.run([str(COMMAND), *command[1:]], capture_output=True, text=True, check=True)
     assert done.stderr.startswith("python3: ")
