@@ -19,6 +19,9 @@ from tao_flows.telemetry.parties import PartyCounter
 from tao_flows.telemetry.rapl import mirrored
 from tao_flows.units import NS_PER_S
 
+_LAG_NS: Final = NS_PER_S // 100
+"""A counter that moves once a millisecond shows nothing in a shorter slot, and then more at once: the baseline of so
+much time may be taken off later than it was due."""
 _FRESH_NS: Final = NS_PER_S // 1000
 """RAPL's counters change about once a millisecond: before that there is nothing new to read."""
 _PAUSE_FACTOR: Final = 4
@@ -73,6 +76,8 @@ class Sampler:
         self.choose_domains(frozenset())
         self.at_ns = clock.monotonic_ns()
         self._cpu_ns: dict[int, int] = {}
+        self._idle_owed_uj: dict[int, int] = {}
+        """By number of the domain: what of the baseline the counter had not shown when the last slot ended."""
         self._busy_ns = counter.read().busy_ns
         self.most = counter.max_parties
         self._free = list(range(self.most - 1, -1, -1))
@@ -135,7 +140,7 @@ class Sampler:
                 else:
                     self.gpus.add(number, energy_uj, wall_ns)
             elif number is not None and energy_uj is not None:
-                energies[number] = SlotEnergy(energy_uj, self._idle_uj(self.domains[number].id, wall_ns))
+                energies[number] = SlotEnergy(energy_uj, self._idle_due_uj(number, energy_uj, wall_ns))
         before_ns = self._cpu_ns
         # Most parties sleep: what they did not use is not handed on.
         spent_ns = {n: spent for n, total in cpu.cpu_ns.items() if (spent := total - before_ns.get(n, 0))}
@@ -162,6 +167,16 @@ class Sampler:
     def spread_uj(self, domain: str, wall_ns: int) -> int:
         """How far the idle line of a domain may be off over so much time."""
         return 0 if self._baseline is None else self._baseline.spread_uj(domain, wall_ns)
+
+    def _idle_due_uj(self, number: int, energy_uj: int, wall_ns: int) -> int | None:
+        """The baseline over a slot, with what the counter had not shown of it yet in the slot before."""
+        domain = self.domains[number].id
+        idle_uj = self._idle_uj(domain, wall_ns)
+        if idle_uj is None:
+            return None
+        due_uj = idle_uj + self._idle_owed_uj.get(number, 0)
+        self._idle_owed_uj[number] = min(max(0, due_uj - energy_uj), self._idle_uj(domain, _LAG_NS) or 0)
+        return due_uj
 
     def _idle_uj(self, domain: str, wall_ns: int) -> int | None:
         return None if self._baseline is None else self._baseline.idle_uj(domain, wall_ns)

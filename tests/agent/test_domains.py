@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -215,9 +216,11 @@ def test_a_calibrated_host_has_an_idle_line_and_the_sum_holds(directory, host):
     try:
         with Client(agent.socket) as client:
             assert client.about["calibrated"]
-            window = client.begin("thread", tid=threading.get_native_id())
-            burn(0.4)
-            figure = client.end(window)
+            # Not in this process, which has the thread that moves the counters: a counter that stands still is no idle.
+            window = client.begin("process")
+            subprocess.run([sys.executable, "-c", "sum(range(10**7))"], check=True)
+            time.sleep(0.5)
+            figure = client.end(window, cpu_ns=0)
         assert_sums(figure)
         package = domain(figure)
         assert package["idle_uj"] == pytest.approx(20.0 / 50.0 * package["counter_uj"], rel=0.1)
