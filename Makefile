@@ -44,7 +44,7 @@ bench: .venv/bench/.stamp  ## every benchmark, beside its peers
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; .venv/bench/bin/python "$$script"; done
 
 lock: $(UV)  ## pin every environment anew in constraints/
-	$(call compile,core,agent nvml pyrapl reports)
+	$(call compile,core,agent ingest nvml postgres pyrapl reports simulate)
 	$(call compile,prefect,prefect nvml)
 	$(call compile,airflow,airflow)
 	$(call compile,bench,nvml pyrapl)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tao_flows.config import EnergyBudget, TaoConfig
+    from tao_flows.budget import EnergyBudget
+    from tao_flows.config import TaoConfig
     from tao_flows.controller.decide import decide
     from tao_flows.controller.parse import parse_request
     from tao_flows.errors import TaoError
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "EnergyBudget": "tao_flows.config",
+    "EnergyBudget": "tao_flows.budget",
     "TaoConfig": "tao_flows.config",
     "TaoError": "tao_flows.errors",
     "WorkerPool": "tao_flows.pools",

@@ -15,10 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
+from tao_flows.budget import EnergyBudget
 from tao_flows.errors import ConfigError, InputError
 from tao_flows.records import Who
 from tao_flows.tomlfile import did_you_mean, nearest_word, read_toml
-from tao_flows.units import parse_duration_s, parse_energy_j
 
 Mode = Literal["off", "observe", "advise", "enforce"]
 """off: nothing is done; observe: meter and record decisions; advise: also say them; enforce: also act on them."""
@@ -31,52 +31,6 @@ ENVIRONMENT: Final = "environment"
 LOCAL_CONFIG_FILE: Final = "tao-flows.toml"
 AGENT_OFF: Final = "off"
 """The setting for asking no node agent."""
-DAY_S: Final = 86_400.0
-
-
-@dataclass(frozen=True, slots=True)
-class EnergyBudget:
-    """Joules that tasks may use together in a window.
-
-    Args:
-        name: what tasks call it by.
-        limit_j: B of the penalty, in joules; above 0.
-        window_s: the window the limit holds for, in seconds.
-        ceiling_j: never exceeded where decisions are enforced, in joules; None for no ceiling.
-
-    Raises:
-        InputError: a limit or window of 0 or less, or a ceiling below the limit.
-    """
-
-    name: str
-    limit_j: float
-    window_s: float = DAY_S
-    ceiling_j: float | None = None
-
-    def __post_init__(self) -> None:
-        what = f"budget {self.name!r}"
-        if not self.limit_j > 0:
-            raise InputError("BAD_BUDGET", f"{what}: limit is {self.limit_j:g} J", "give a limit above 0 J")
-        if not self.window_s > 0:
-            raise InputError("BAD_BUDGET", f"{what}: window is {self.window_s:g} s", "give a window above 0 s")
-        if self.ceiling_j is not None and not self.ceiling_j >= self.limit_j:
-            summary = f"{what}: ceiling {self.ceiling_j:g} J is below limit {self.limit_j:g} J"
-            raise InputError("BAD_BUDGET", summary, "give a ceiling of the limit or more, or none")
-
-    @classmethod
-    def parse(cls, name: str, limit: object, window: object = DAY_S, ceiling: object = None) -> EnergyBudget:
-        """A budget from numbers or texts: ``parse("team-a", "1.2 kWh", "1d")``.
-
-        Raises:
-            InputError: one of them is no energy or no duration, or out of range.
-        """
-        what = f"budget {name!r}"
-        return cls(
-            name=name,
-            limit_j=parse_energy_j(limit, what=f"{what}: limit"),
-            window_s=parse_duration_s(window, what=f"{what}: window"),
-            ceiling_j=None if ceiling is None else parse_energy_j(ceiling, what=f"{what}: ceiling"),
-        )
 
 
 def _text(value: object, _base: Path) -> str:
@@ -128,19 +82,7 @@ def _choice(choices: object) -> Callable[[object, Path], str]:
 def _budgets(value: object, _base: Path) -> dict[str, EnergyBudget]:
     if not isinstance(value, Mapping):
         raise InputError("BAD_SETTING", f"{value!r} is not a table", 'write [budgets.NAME] with limit = "1 kWh"')
-    return {str(name): _budget(str(name), entry) for name, entry in value.items()}
-
-
-def _budget(name: str, entry: object) -> EnergyBudget:
-    if isinstance(entry, EnergyBudget):
-        return entry
-    known = ("limit", "window", "ceiling")
-    if not isinstance(entry, Mapping) or "limit" not in entry:
-        raise InputError("BAD_BUDGET", f"budget {name!r} has no limit", 'give it one, such as limit = "1 kWh"')
-    for key in entry:
-        if key not in known:
-            raise InputError("UNKNOWN_SETTING", f"budget {name!r}: unknown key {key!r}", did_you_mean(str(key), known))
-    return EnergyBudget.parse(name, **entry)
+    return {str(name): EnergyBudget.from_table(str(name), entry) for name, entry in value.items()}
 
 
 def default_ledger(env: Mapping[str, str] = os.environ) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tao_flows.budget import EnergyBudget
 from tao_flows.clock import iso_from_ns
-from tao_flows.config import EnergyBudget
 from tao_flows.ledger.base import Ledger
 from tao_flows.pools import WorkerPool
 from tao_flows.profiles import Expectation, expect

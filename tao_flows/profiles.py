@@ -24,8 +24,8 @@ class Expectation:
 
 def expect(history: History) -> Expectation:
     """The mean and the extremes of the settled runs' energies, and the median and 95th percentile of their seconds."""
-    energies = sorted(j_from_uj(energy_uj) for energy_uj in history.energy_uj)
-    runtimes = sorted(history.runtime_s)
+    energies = sorted(j_from_uj(run.energy_uj) for run in history.runs if run.energy_uj is not None)
+    runtimes = sorted(run.runtime_s for run in history.runs if run.runtime_s is not None)
     energy_j = runtime_s = None
     if energies:
         low, high = energies[0], energies[-1]

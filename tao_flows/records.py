@@ -95,6 +95,7 @@ class TaskRecord:
     who: Who = Who()
     pool: str = ""
     budget: str = ""
+    """The budget the task names."""
     task_label: str = ""
     """The name shown to people, where it differs from ``key.task``."""
     map_index: int | None = None
@@ -102,6 +103,10 @@ class TaskRecord:
     measurement: Measurement | None = None
     """None while it runs, and for ever if it was lost."""
     method: str = METHOD
+    budgets: tuple[str, ...] = ()
+    """Every budget that is charged with it: the one it names, and those whose scope it falls under."""
+    size: float | None = None
+    """The user's hint of how much there is to do, such as a number of rows: joules are learned by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,26 @@ class DecisionRecord:
     """The whole request, so that the decision can be taken again."""
     answer: Mapping[str, Any]
     enforced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Deferral:
+    """A task that waits for a better time, and by when it starts whatever happens."""
+
+    key: RunKey
+    pool: str
+    """Where it will start."""
+    ready_wall_ns: int
+    start_wall_ns: int
+    """When it is planned to start."""
+    latest_wall_ns: int
+    """When it starts at the latest."""
+    reason: str
+    state: str = "waiting"
+    """``waiting``; ``released``, to start now; ``started``; or ``gone``, cancelled while it waited."""
+    said_by: str = ""
+    """Who released it, and why."""
+    changed_wall_ns: int = 0
 
 
 UNSEEN_RUN = "unseen"

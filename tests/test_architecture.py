@@ -24,7 +24,7 @@ FLOORS = (
     {"errors"},
     {"tomlfile", "units"},
     {"clock", "redact"},
-    {"figures"},
+    {"budget", "figures"},
     {"records"},
     {"config"},
     {"controller", "ledger", "relay", "telemetry"},

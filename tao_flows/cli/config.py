@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tao_flows.budget import EnergyBudget
 from tao_flows.cli._console import fail, print_json, stderr, stdout
-from tao_flows.config import SETTINGS, EnergyBudget, Resolved, env_name, load_config, mask_password
+from tao_flows.config import SETTINGS, Resolved, env_name, load_config, mask_password
 from tao_flows.errors import ConfigError, MissingExtraError
 from tao_flows.pools import load_pools
 from tao_flows.units import format_duration, format_energy

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from tao_flows.figures import Figure
 from tao_flows.records import DecisionRecord, HostAccount, Incident, RunKey, RunRecord, Segment, TaskRecord
@@ -24,11 +25,20 @@ class RunRef:
 
 
 @dataclass(frozen=True, slots=True)
-class History:
-    """Settled runs of one task in one pool, newest first: what a prediction is made from."""
+class Settled:
+    """One completed try, summed over its segments; None where a part is unknown."""
 
-    energy_uj: tuple[int, ...]
-    runtime_s: tuple[float, ...]
+    energy_uj: int | None
+    runtime_s: float | None
+    size: float | None = None
+    started_wall_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Completed tries of one task in one pool, newest first: what a prediction is made from."""
+
+    runs: tuple[Settled, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,27 @@ class FleetRow:
     cpu_s: float
     methods: tuple[str, ...]
     """The method versions in the row; figures of different methods are not compared."""
+
+
+class Transaction(Protocol):
+    """One transaction of a ledger. Statements take named parameters (``:name``) in either dialect."""
+
+    dialect: str
+    """``sqlite`` or ``postgresql``."""
+    for_update: str
+    """What locks the rows that a SELECT ends with: empty where the whole ledger is locked already."""
+
+    def execute(self, statement: str, /, **parameters: object) -> list[tuple[Any, ...]]:
+        """Runs a statement; its rows, or none."""
+        ...
+
+    def change(self, statement: str, /, **parameters: object) -> int:
+        """Runs a statement that writes; how many rows it wrote."""
+        ...
+
+    def now_ns(self) -> int:
+        """The database's clock, in nanoseconds since the epoch: the one clock that all its writers share."""
+        ...
 
 
 class Ledger(Protocol):
@@ -111,6 +142,13 @@ class Ledger(Protocol):
 
     def reconcile(self, is_alive: Callable[[Segment], bool | None]) -> Sequence[RunKey]:
         """Marks as lost what is running by the ledger and dead by ``is_alive``; None means it cannot be said."""
+        ...
+
+    def transaction(self, *, write: bool = True) -> AbstractContextManager[Transaction]:
+        """A transaction, committed at the end of the block and undone if the block raises.
+
+        One that writes is alone: on SQLite from its beginning, on Postgres for the rows it locks.
+        """
         ...
 
     def close(self) -> None:

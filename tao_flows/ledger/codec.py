@@ -141,6 +141,7 @@ def task_row(record: TaskRecord) -> Row:
         **_times(phase, record.started_wall_ns, record.ended_wall_ns),
         "pool": record.pool,
         "budget": record.budget,
+        "size": record.size,
         **_who(record.who),
         "method": measurement.method if measurement else record.method,
         "energy_uj": energy.value_uj,

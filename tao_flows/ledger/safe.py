@@ -8,12 +8,13 @@ import os
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Final
 
 from tao_flows.clock import Clock, SystemClock
 from tao_flows.errors import LedgerError
-from tao_flows.ledger.base import FleetRow, History, Ledger, RunRef
+from tao_flows.ledger.base import FleetRow, History, Ledger, RunRef, Transaction
 from tao_flows.records import DecisionRecord, HostAccount, Incident, RunKey, RunRecord, Segment, TaskRecord
 from tao_flows.units import NS_PER_S
 
@@ -157,6 +158,9 @@ class SafeLedger:
 
     def reconcile(self, is_alive: Callable[[Segment], bool | None]) -> Sequence[RunKey]:
         return self._inner.reconcile(is_alive)
+
+    def transaction(self, *, write: bool = True) -> AbstractContextManager[Transaction]:
+        return self._inner.transaction(write=write)
 
     def close(self) -> None:
         """Flushes what it can in ``wait_s``, and gives back what it holds. May be called twice."""

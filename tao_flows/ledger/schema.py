@@ -55,7 +55,41 @@ _VERSION_1: Final = (
     summary TEXT NOT NULL, remedy TEXT NOT NULL,
     PRIMARY KEY (run_id, code, task, wall_ns))""",
 )
-MIGRATIONS: Final = (_VERSION_1,)
+# Expands version 1 and takes nothing away: a writer of version 1 goes on writing beside one of version 2.
+_VERSION_2: Final = (
+    "ALTER TABLE tasks ADD COLUMN size REAL",
+    """CREATE TABLE budgets (
+    name TEXT PRIMARY KEY, body TEXT NOT NULL, regime TEXT NOT NULL DEFAULT 'standard',
+    changed_wall_ns INTEGER NOT NULL)""",
+    # What is promised to work that is not settled yet; counted until it is settled or its lease runs out.
+    """CREATE TABLE reservations (
+    budget TEXT NOT NULL, holder TEXT NOT NULL, amount_uj INTEGER NOT NULL,
+    made_wall_ns INTEGER NOT NULL, lease_until_wall_ns INTEGER NOT NULL, PRIMARY KEY (budget, holder))""",
+    "CREATE INDEX reservations_lease ON reservations (lease_until_wall_ns)",
+    # What was charged, by whom: a record that is written twice is charged once.
+    """CREATE TABLE charges (
+    budget TEXT NOT NULL, holder TEXT NOT NULL, segment TEXT NOT NULL, amount_uj INTEGER NOT NULL,
+    bucket_wall_ns INTEGER NOT NULL, PRIMARY KEY (budget, holder, segment))""",
+    "CREATE INDEX charges_age ON charges (bucket_wall_ns)",
+    # The charges summed by budget and short span of time: a window is a few rows, however many tasks ran in it.
+    """CREATE TABLE spending (
+    budget TEXT NOT NULL, bucket_wall_ns INTEGER NOT NULL, spent_uj INTEGER NOT NULL,
+    PRIMARY KEY (budget, bucket_wall_ns))""",
+    f"""CREATE TABLE deferrals (
+    {_KEY_DDL}, state TEXT NOT NULL, pool TEXT NOT NULL, start_wall_ns INTEGER NOT NULL,
+    latest_wall_ns INTEGER NOT NULL, changed_wall_ns INTEGER NOT NULL, body TEXT NOT NULL,
+    PRIMARY KEY (engine, namespace, run_id, flow, task, instance, try_number))""",
+    "CREATE INDEX deferrals_open ON deferrals (start_wall_ns) WHERE state IN ('waiting', 'released')",
+    "CREATE TABLE pools (pool_id TEXT PRIMARY KEY, body TEXT NOT NULL, changed_wall_ns INTEGER NOT NULL)",
+    """CREATE TABLE pool_states (
+    pool_id TEXT NOT NULL, source TEXT NOT NULL, body TEXT NOT NULL, seen_wall_ns INTEGER NOT NULL,
+    PRIMARY KEY (pool_id, source))""",
+    # Forecasts as they were issued, and what came true: a row with no horizon is an actual value.
+    """CREATE TABLE forecasts (
+    signal TEXT NOT NULL, zone TEXT NOT NULL, issued_wall_ns INTEGER NOT NULL, body TEXT NOT NULL,
+    PRIMARY KEY (signal, zone, issued_wall_ns))""",
+)
+MIGRATIONS: Final = (_VERSION_1, _VERSION_2)
 """Statements by version. The schema's version is their number; a published one is never edited."""
 
 
@@ -117,7 +151,8 @@ QUERIES: Final = {
     "history": f"""SELECT
         (SELECT CASE WHEN count(*) = count(part.energy_uj) AND min(part.method) = max(part.method)
             THEN sum(part.energy_uj) END FROM tasks part WHERE {_SAME_TRY}),
-        (SELECT CASE WHEN count(*) = count(part.wall_s) THEN sum(part.wall_s) END FROM tasks part WHERE {_SAME_TRY})
+        (SELECT CASE WHEN count(*) = count(part.wall_s) THEN sum(part.wall_s) END FROM tasks part WHERE {_SAME_TRY}),
+        last.size, last.started_wall_ns
         FROM tasks last
         WHERE task = :task AND pool = :pool AND method = :method AND state = 'completed' AND NOT EXISTS (
             SELECT 1 FROM tasks part WHERE {_SAME_TRY} AND part.state = 'completed'

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 from tao_flows.errors import InputError, LedgerError
 from tao_flows.figures import METHOD
 from tao_flows.ledger import codec, schema
-from tao_flows.ledger.base import FleetRow, History, RunRef
+from tao_flows.ledger.base import FleetRow, History, RunRef, Settled, Transaction
 from tao_flows.ledger.fleet import fleet_rows
 from tao_flows.records import DecisionRecord, HostAccount, Incident, RunKey, RunRecord, Segment, TaskRecord, TaskState
 
@@ -73,6 +73,25 @@ class _Handle:
     pid: int = field(default_factory=os.getpid)
     connection: sqlite3.Connection | None = None
     inode: tuple[int, int] | None = None
+
+
+class _Transaction:
+    """A transaction on the connection; the lock on the file is already held."""
+
+    dialect = "sqlite"
+    for_update = ""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def execute(self, statement: str, /, **parameters: object) -> list[tuple[Any, ...]]:
+        return self._connection.execute(statement, parameters).fetchall()
+
+    def change(self, statement: str, /, **parameters: object) -> int:
+        return self._connection.execute(statement, parameters).rowcount
+
+    def now_ns(self) -> int:
+        return time.time_ns()  # every process that opens the file shares this host's clock
 
 
 class SqliteLedger:
@@ -147,15 +166,9 @@ class SqliteLedger:
         return [Incident(*row) for row in self._read(query, run_id=run.run_id if run else "")]
 
     def history(self, task: str, pool: str, limit: int = 50) -> History:
-        """The last ``limit`` completed tries of a task in a pool under the present method, newest first.
-
-        The two sequences leave out what is unknown, each for itself: they can differ in length.
-        """
+        """The last ``limit`` completed tries of a task in a pool under the present method, newest first."""
         rows = self._read(schema.QUERIES["history"], task=task, pool=pool, method=METHOD, limit=limit)
-        return History(
-            energy_uj=tuple(energy_uj for energy_uj, _ in rows if energy_uj is not None),
-            runtime_s=tuple(wall_s for _, wall_s in rows if wall_s is not None),
-        )
+        return History(tuple(Settled(*row) for row in rows))
 
     def spent_uj(self, budget: str, since_wall_ns: int) -> int:
         return int(self._read(schema.QUERIES["spent"], budget=budget, since=since_wall_ns)[0][0])
@@ -188,6 +201,18 @@ class SqliteLedger:
             if is_alive(task.segment) is False
         ]
         return [record.key for record in lost if self._write(schema.TASKS, codec.task_row, record)]
+
+    @contextmanager
+    def transaction(self, *, write: bool = True) -> Iterator[Transaction]:
+        with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+            try:
+                yield _Transaction(connection)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:  # SQLite has already rolled back where the disk was full
+                    connection.execute("ROLLBACK")
+                raise
 
     def close(self) -> None:
         with _inside:

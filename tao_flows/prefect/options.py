@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from tao_flows.config import EnergyBudget
+from tao_flows.budget import EnergyBudget
 from tao_flows.errors import InputError
 from tao_flows.records import Who
 from tao_flows.units import parse_duration_s

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tao_flows.budget import EnergyBudget
 from tao_flows.codeclock import CodeClock
-from tao_flows.config import EnergyBudget, TaoConfig
+from tao_flows.config import TaoConfig
 from tao_flows.controller.decide import decide
 from tao_flows.controller.parse import parse_request
 from tao_flows.errors import DeniedError

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tao_flows.config import EnergyBudget
+from tao_flows.budget import EnergyBudget
 from tao_flows.controller.decide import decide
 from tao_flows.controller.model import PredictedEnergy, PredictedRuntime
 from tao_flows.controller.parse import parse_request
