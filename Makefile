@@ -32,7 +32,8 @@ lint: .venv/core/.stamp .venv/prefect/.stamp  ## ruff and mypy
 	.venv/prefect/bin/mypy tao_flows/prefect prefect_blocks
 
 test-core: .venv/core/.stamp  ## tests that need no engine
-	.venv/core/bin/python -m pytest
+	.venv/core/bin/python -m pytest -m 'not alone' --numprocesses auto
+	.venv/core/bin/python -m pytest -m alone
 
 test-prefect: .venv/prefect/.stamp  ## tests against a real Prefect server
 	.venv/prefect/bin/python -m pytest tests/prefect_engine tests/typing

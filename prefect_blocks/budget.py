@@ -8,7 +8,7 @@ from prefect.blocks.core import Block
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
-from tao_flows import config
+from tao_flows import budget as core
 
 
 def _quantity(unit: str) -> BeforeValidator:
@@ -44,16 +44,37 @@ class EnergyBudget(Block):
     # A mistyped field is an error, as in a file.
     model_config = ConfigDict(extra="forbid")
 
-    limit: Annotated[str, _quantity("J")] = Field(
-        default=..., description="Energy that tasks should stay within in a window.", examples=["40 J", "1.2 kWh"]
+    limit: Annotated[str, _quantity("J")] | None = Field(
+        default=None,
+        description="Energy that tasks should stay within in a window; empty for a power cap.",
+        examples=["40 J", "1.2 kWh"],
     )
-    window: Annotated[str, _quantity("s")] = Field(
-        default="1d", description="Window that the limit holds for.", examples=["15m", "2h", "1d"]
+    window: Annotated[str, _quantity("s")] | None = Field(
+        default=None,
+        description="A duration, which rolls (one day if empty), or hour, day, week or month, which begin anew.",
+        examples=["15m", "1d", "month"],
     )
     ceiling: Annotated[str, _quantity("J")] | None = Field(
         default=None,
-        description="Energy never exceeded in a window where decisions are enforced; leave empty for none.",
+        description="Energy never exceeded in a window where decisions are enforced (of a power cap, power); "
+        "leave empty for none.",
         examples=["2 kWh"],
+    )
+    timezone: str = Field(
+        default="UTC",
+        description="IANA name of the zone in which hour, day, week and month begin.",
+        examples=["Europe/Berlin"],
+    )
+    scope: str = Field(
+        default="",
+        description="Tasks that are under it without naming it: global, team:NAME, flow:NAME or pool:NAME; "
+        "leave empty for none.",
+        examples=["team:search"],
+    )
+    power: Annotated[str, _quantity("W")] | None = Field(
+        default=None,
+        description="In the place of a limit, a power cap: the mean over a short rolling window (60 s if empty).",
+        examples=["500 W"],
     )
 
     @model_validator(mode="after")
@@ -61,7 +82,7 @@ class EnergyBudget(Block):
         self._parse("budget")
         return self
 
-    def to_budget(self) -> config.EnergyBudget:
+    def to_budget(self) -> core.EnergyBudget:
         """The budget, named as the block is.
 
         Raises:
@@ -71,5 +92,14 @@ class EnergyBudget(Block):
             raise ValueError('this EnergyBudget has no name yet: save it with .save("NAME"), or load it')
         return self._parse(self._block_document_name)
 
-    def _parse(self, name: str) -> config.EnergyBudget:
-        return config.EnergyBudget.parse(name, self.limit, self.window, self.ceiling or None)
+    def _parse(self, name: str) -> core.EnergyBudget:
+        # A field that is cleared in the UI is an empty text.
+        return core.EnergyBudget.parse(
+            name,
+            self.limit or None,
+            self.window or None,
+            self.ceiling or None,
+            self.timezone or "UTC",
+            self.scope,
+            self.power or None,
+        )

@@ -8,7 +8,8 @@ from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, SecretStr, model_validator
 from typing_extensions import Self
 
-from tao_flows.config import SETTINGS, LogLevel, Mode, ReportArtifacts, parse_settings
+from tao_flows.config import SETTINGS, LogLevel, ReportArtifacts, parse_settings
+from tao_flows.rules import Mode
 
 
 def _described(name: str) -> str:

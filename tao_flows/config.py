@@ -18,10 +18,10 @@ from typing import Any, Final, Literal, get_args
 from tao_flows.budget import EnergyBudget
 from tao_flows.errors import ConfigError, InputError
 from tao_flows.records import Who
+from tao_flows.rules import Mode, Rules
+from tao_flows.signals.spec import SignalSpec, parse_signals
 from tao_flows.tomlfile import did_you_mean, nearest_word, read_toml
 
-Mode = Literal["off", "observe", "advise", "enforce"]
-"""off: nothing is done; observe: meter and record decisions; advise: also say them; enforce: also act on them."""
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 ReportArtifacts = Literal["always", "failures", "never"]
 
@@ -85,6 +85,10 @@ def _budgets(value: object, _base: Path) -> dict[str, EnergyBudget]:
     return {str(name): EnergyBudget.from_table(str(name), entry) for name, entry in value.items()}
 
 
+def _rules(value: object, _base: Path) -> Rules:
+    return Rules.parse(value)
+
+
 def default_ledger(env: Mapping[str, str] = os.environ) -> str:
     """The URL of the ledger in the user's state directory (XDG Base Directory Specification).
 
@@ -145,6 +149,12 @@ class TaoConfig:
     budgets: Mapping[str, EnergyBudget] = field(
         default_factory=dict, metadata=_about(_budgets, "energy budgets by name: limit, window, ceiling")
     )
+    rules: Rules = field(
+        default_factory=Rules, metadata=_about(_rules, "what holds for which flows and tasks, first match first")
+    )
+    signals: Mapping[str, SignalSpec] = field(
+        default_factory=dict, metadata=_about(parse_signals, "carbon intensity and price by zone, and where from")
+    )
     calibration: Path | None = field(
         default=None, metadata=_about(_path, "file of the idle baseline; none: the user's or the system's")
     )
@@ -166,7 +176,7 @@ class TaoConfig:
 
 
 SETTINGS: Final[Mapping[str, Field[Any]]] = {setting.name: setting for setting in fields(TaoConfig)}
-NOT_IN_ENVIRONMENT: Final = frozenset({"budgets"})
+NOT_IN_ENVIRONMENT: Final = frozenset({"budgets", "rules", "signals"})
 
 
 def env_name(setting: str) -> str:

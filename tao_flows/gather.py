@@ -1,21 +1,24 @@
-"""The impure half of a decision: reads the ledger, the profiles and the pools, and writes one request."""
+"""The impure half of a decision: reads budgets, profiles, pools and signals, and writes one request."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
 
-from tao_flows.budget import EnergyBudget
 from tao_flows.clock import iso_from_ns
-from tao_flows.ledger.base import Ledger
-from tao_flows.pools import WorkerPool
-from tao_flows.profiles import Expectation, expect
-from tao_flows.units import NS_PER_S, j_from_uj
+from tao_flows.errors import TaoError
+from tao_flows.ledger.budgets import Standing
+from tao_flows.pool_state import LiveState, PoolState, capacity_by_slot, live, live_fields
+from tao_flows.pools import WorkerPool, merge_pools
+from tao_flows.profiles import Described, Expectation, Profiles, explored
+from tao_flows.signals.board import SignalBoard
+from tao_flows.units import NS_PER_S, j_from_uj, s_from_ns
 
-PROFILE_TTL_S = 30.0
-"""A profile is read from the ledger at most this often, so that a mapped task does not read it a thousand times."""
+SLOT_S: Final = 300.0
+"""Starts are planned on a grid of this many seconds: the step of the finest signals."""
+MOST_SLOTS: Final = 288
+"""With more room to wait than this many slots the grid is widened, so that a month's slack is no month's decisions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,60 +26,102 @@ class Wish:
     """What a task asks of a decision. Durations are seconds."""
 
     key: str
+    """The task, by which its cost is known."""
     home_pool: str
     ready_wall_ns: int
-    deadline_s: float | None = None
-    """Ends this long after it became ready."""
+    run_key: str = ""
+    """Names the try, so that what is explored is the same when it is decided anew."""
+    deadline_wall_ns: int | None = None
+    """When it has to have ended."""
     max_defer_s: float = 0.0
     deferrable: bool = False
     reroutable: bool = False
     allowed_zones: tuple[str, ...] | None = None
     requires: tuple[str, ...] = ()
-    budget: EnergyBudget | None = None
+    size: float | None = None
+    explore: bool = True
+    """A pool that is little known may be tried; only where the task is reroutable."""
+    engine_latency_s: float = 0.0
+    """From the end of a wait until the engine starts the task."""
+    min_dwell_s: float = 0.0
+    """No wait is shorter than this."""
+
+    @property
+    def slack_s(self) -> float:
+        """The longest it could wait, whatever its deadline."""
+        return self.max_defer_s if self.deferrable else 0.0
 
 
-@dataclass
-class Profiles:
-    """Expectations by task and pool, read through the ledger and kept for a while."""
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What there is to read beside the profiles: each empty where there is none."""
 
-    ledger: Ledger
-    _kept: dict[tuple[str, str], tuple[int, Expectation]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def of(self, task: str, pool: str, monotonic_ns: int) -> Expectation:
-        """What ``task`` is expected to cost in ``pool``.
-
-        Raises:
-            LedgerError: the ledger cannot be read.
-        """
-        with self._lock:
-            kept = self._kept.get((task, pool))
-            if kept is not None and monotonic_ns - kept[0] < PROFILE_TTL_S * NS_PER_S:
-                return kept[1]
-        expectation = expect(self.ledger.history(task, pool))
-        with self._lock:
-            self._kept[task, pool] = (monotonic_ns, expectation)
-        return expectation
+    pools: Sequence[WorkerPool] = ()
+    states: Mapping[str, Sequence[PoolState]] = field(default_factory=dict)
+    standings: Sequence[Standing] = ()
+    board: SignalBoard | None = None
+    planned: Callable[[str, int, int], Sequence[int]] | None = None
+    """By pool, from and until: when what waits for it is planned to start."""
 
 
-def gather(
-    wish: Wish, pools: Sequence[WorkerPool], profiles: Profiles, ledger: Ledger, now_wall_ns: int, monotonic_ns: int
-) -> dict[str, Any]:
-    """The decision request, in the form of the CLI contract, for starting a task now.
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """A request, and what it was made of that the decision's consequences need."""
+
+    request: dict[str, Any]
+    """In the form of the CLI contract."""
+    expected: Mapping[str, Expectation]
+    """By pool, what the task is expected to cost; what is explored there is not in it."""
+    places: Mapping[str, int | None]
+    """By pool, how many may be planned into one slot."""
+    slot_s: float
+    problems: tuple[TaoError, ...] = ()
+
+
+def gather(wish: Wish, known: Known, profiles: Profiles, now_wall_ns: int, monotonic_ns: int) -> Gathered:
+    """The decision request for a task.
 
     Args:
         wish: what the task asks.
-        pools: the pools described in the configuration; the home pool need not be among them.
+        known: the pools, budgets and signals; the home pool need not be among the pools.
         profiles: what the task is expected to cost.
-        ledger: says what is already spent of the budget.
         now_wall_ns: the present, nanoseconds since the epoch.
         monotonic_ns: the present on the monotonic clock.
 
     Raises:
         LedgerError: the ledger cannot be read.
     """
-    described = {pool.pool_id: pool for pool in pools}
-    described.setdefault(wish.home_pool, WorkerPool(wish.home_pool))
+    # The wall clock can be set back between the two.
+    now_wall_ns = max(now_wall_ns, wish.ready_wall_ns)
+    pools = merge_pools(known.pools, (WorkerPool(wish.home_pool),))
+    described = {pool.pool_id: Described(pool.energy_j, pool.runtime_s) for pool in pools}
+    expected = profiles.among(wish.key, described, monotonic_ns, wish.size)
+    slot_s = max(SLOT_S, wish.slack_s / MOST_SLOTS)
+    request: dict[str, Any] = {
+        "now": iso_from_ns(now_wall_ns),
+        "task": _task(wish),
+        "pools": [
+            _pool(pool, live(known.states.get(pool.pool_id, ()), now_wall_ns), expected[pool.pool_id], wish)
+            | _slots(pool, wish, known, now_wall_ns, slot_s)
+            for pool in pools
+        ],
+        "slot_s": slot_s,
+        "engine_latency_s": wish.engine_latency_s,
+        "min_dwell_s": wish.min_dwell_s,
+    }
+    if known.standings:
+        request["budget"] = [_budget(standing) for standing in known.standings]
+        request["previous_regime"] = max(known.standings, key=lambda standing: standing.utilisation).regime
+    return Gathered(
+        request,
+        expected,
+        {pool.pool_id: pool.places for pool in pools},
+        slot_s,
+        _add_signals(request, wish, known.board, pools, expected[wish.home_pool], now_wall_ns),
+    )
+
+
+def _task(wish: Wish) -> dict[str, Any]:
     task: dict[str, Any] = {
         "key": wish.key,
         "home_pool": wish.home_pool,
@@ -86,48 +131,71 @@ def gather(
         "reroutable": wish.reroutable,
         "requires": list(wish.requires),
     }
-    if wish.deadline_s is not None:
-        task["deadline"] = iso_from_ns(wish.ready_wall_ns + round(wish.deadline_s * NS_PER_S))
+    if wish.deadline_wall_ns is not None:
+        task["deadline"] = iso_from_ns(wish.deadline_wall_ns)
     if wish.allowed_zones is not None:
         task["allowed_zones"] = list(wish.allowed_zones)
-    request: dict[str, Any] = {
-        # The wall clock can be set back between the two.
-        "now": iso_from_ns(max(now_wall_ns, wish.ready_wall_ns)),
-        "task": task,
-        "pools": [
-            _pool(pool, profiles.of(wish.key, pool.pool_id, monotonic_ns))
-            for pool in sorted(described.values(), key=lambda pool: pool.pool_id)
-        ],
+    return task
+
+
+def _budget(standing: Standing) -> dict[str, Any]:
+    budget = standing.budget
+    return {
+        "name": budget.name,
+        "limit_j": budget.limit_j,
+        "spent_j": j_from_uj(standing.spent_uj),
+        "reserved_j": j_from_uj(standing.reserved_uj),
+        "ceiling_j": budget.ceiling_j,
     }
-    if wish.budget is not None:
-        spent_uj = ledger.spent_uj(wish.budget.name, now_wall_ns - round(wish.budget.window_s * NS_PER_S))
-        request["budget"] = {
-            "limit_j": wish.budget.limit_j,
-            "spent_j": j_from_uj(spent_uj),
-            "reserved_j": 0.0,
-            "ceiling_j": wish.budget.ceiling_j,
-        }
-    return request
 
 
-def _pool(pool: WorkerPool, expected: Expectation) -> dict[str, Any]:
-    energy_j, runtime_s = expected.energy_j or pool.energy_j, expected.runtime_s or pool.runtime_s
-    power_w = pool.power_w
+def _pool(pool: WorkerPool, state: LiveState, expected: Expectation, wish: Wish) -> dict[str, Any]:
+    power_w, energy_j, runtime_s = pool.power_w, expected.energy_j, expected.runtime_s
     if power_w is None and energy_j is not None and runtime_s is not None and runtime_s.p50 > 0:
         power_w = energy_j.mean / runtime_s.p50
+    # A task that may not be moved has nowhere to explore.
+    if wish.explore and wish.reroutable and pool.pool_id != wish.home_pool:
+        energy_j = explored(expected, wish.run_key, pool.pool_id).energy_j
     return {
         "pool_id": pool.pool_id,
         "zone": pool.zone,
-        "online": pool.online,
-        "capacity_free": None,
         "capabilities": list(pool.capabilities),
         "trusted": pool.trusted,
         "energy_j": None if energy_j is None else asdict(energy_j),
         "runtime_s": None if runtime_s is None else asdict(runtime_s),
-        "queue_wait_s": pool.queue_wait_s,
         "dispatch_energy_j": pool.dispatch_energy_j,
         "pue": pool.pue,
         "price_per_h": pool.price_per_h,
         "power_w": power_w,
-        "power_cap_w": pool.power_cap_w,
+        **live_fields(pool, state),
     }
+
+
+def _slots(pool: WorkerPool, wish: Wish, known: Known, now_wall_ns: int, slot_s: float) -> dict[str, Any]:
+    """The places left by slot, where the task could wait and the pool plans with a limit."""
+    if known.planned is None or pool.places is None or wish.slack_s <= 0:
+        return {}
+    slot_ns = round(slot_s * NS_PER_S)
+    until_ns = wish.ready_wall_ns + round(wish.slack_s * NS_PER_S) + slot_ns
+    planned = known.planned(pool.pool_id, now_wall_ns - slot_ns, until_ns)
+    return {"capacity_by_slot": capacity_by_slot(pool, slot_s, planned)}
+
+
+def _add_signals(
+    request: dict[str, Any],
+    wish: Wish,
+    board: SignalBoard | None,
+    pools: Sequence[WorkerPool],
+    at_home: Expectation,
+    now_wall_ns: int,
+) -> tuple[TaoError, ...]:
+    zones = {pool.zone for pool in pools if pool.zone is not None}
+    if board is None or not zones:
+        return ()
+    waited_s = s_from_ns(now_wall_ns - wish.ready_wall_ns)
+    runtime_s = 0.0 if at_home.runtime_s is None else at_home.runtime_s.p50
+    reading = board.read(zones, now_wall_ns, slack_s=max(0.0, wish.slack_s - waited_s), runtime_s=runtime_s)
+    if reading.meta is not None:
+        request["signals"] = dict(reading.signals)
+        request["signal_meta"] = {**reading.meta, **({} if reading.follow is None else {"follow": reading.follow})}
+    return reading.problems

@@ -1,10 +1,14 @@
-"""Worker pools as an operator describes them: one ``[[pools]]`` table each in a TOML file."""
+"""Worker pools as an operator describes them: one ``[[pools]]`` table each in a TOML file.
+
+Descriptions also come from code (a Block hands over plain ``WorkerPool`` objects) and from the ledger, where they are
+kept as the same tables. The nearest to the decision holds: ``merge_pools(given in code, file, ledger)``.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +18,8 @@ from tao_flows.errors import ConfigError, InputError
 from tao_flows.telemetry.prometheus import PrometheusPower
 from tao_flows.tomlfile import did_you_mean, read_toml
 from tao_flows.units import parse_duration_s, parse_energy_j
+
+_MOST_PLACES: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,10 @@ class WorkerPool:
     power_cap_w: float | None = None
     power_from: PrometheusPower | None = None
     """Tells what the whole pool draws now."""
+    temperature_limit_c: float | None = None
+    """Degrees Celsius above which no more work should go there."""
+    places: int | None = None
+    """How many deferred tasks may be planned to start there in one slot of time; None: as many as will."""
     dispatch_energy_j: float = 0.0
     """Joules that sending a task there costs in itself."""
     queue_wait_s: float = 0.0
@@ -72,7 +82,7 @@ def _load(path: Path, _mtime_ns: int, _size: int) -> tuple[WorkerPool, ...]:
     pools: dict[str, WorkerPool] = {}
     for number, table in enumerate(tables, start=1):
         where = f"{path}: [[pools]] number {number}"
-        pool = _pool(table, where)
+        pool = pool_from_table(table, where)
         if pool.pool_id in pools:
             summary = f"{where}: pool_id: {pool.pool_id!r} is taken by an earlier pool"
             raise ConfigError("BAD_POOL", summary, "give every pool an id of its own")
@@ -80,10 +90,45 @@ def _load(path: Path, _mtime_ns: int, _size: int) -> tuple[WorkerPool, ...]:
     return tuple(pools.values())
 
 
-def _pool(table: object, where: str) -> WorkerPool:
+def pool_from_table(table: object, where: str) -> WorkerPool:
+    """The pool that one table describes.
+
+    Args:
+        table: its fields, as in the file.
+        where: names the table in the error.
+
+    Raises:
+        ConfigError: BAD_POOL, a missing, unknown or malformed field.
+    """
     if not isinstance(table, Mapping):
         raise ConfigError("BAD_POOL", f"{where}: not a table", "write each pool as a [[pools]] table")
     return WorkerPool(**_fields(table, where, _POOL_FIELDS, required=("pool_id",)))
+
+
+def pool_table(pool: WorkerPool) -> dict[str, Any]:
+    """The table that describes a pool, without what is at its default: ``pool_from_table`` gives the pool again."""
+    table: dict[str, Any] = {"pool_id": pool.pool_id}
+    for each in fields(pool):
+        value = getattr(pool, each.name)
+        if each.name == "pool_id" or value == each.default:
+            continue
+        if isinstance(value, PrometheusPower):
+            power = {_POWER_NAMES.get(f.name, f.name): getattr(value, f.name) for f in fields(value)}
+            table[each.name] = {name: given for name, given in power.items() if given}
+        elif isinstance(value, (PredictedEnergy, PredictedRuntime)):
+            table[each.name] = asdict(value)
+        else:
+            table[each.name] = list(value) if isinstance(value, tuple) else value
+    return table
+
+
+def merge_pools(*layers: Iterable[WorkerPool]) -> tuple[WorkerPool, ...]:
+    """The pools of several descriptions, by id. Of two that describe the same pool the earlier holds, as a whole."""
+    merged: dict[str, WorkerPool] = {}
+    for layer in layers:
+        for pool in layer:
+            merged.setdefault(pool.pool_id, pool)
+    return tuple(merged[pool_id] for pool_id in sorted(merged))
 
 
 def _fields(
@@ -131,6 +176,12 @@ def _number_from(least: float) -> Callable[[object], float]:
     return parse
 
 
+def _count_from_one(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST_PLACES:
+        return value
+    raise InputError("BAD_POOL", f"{value!r} is not a whole number of 1 or more", "correct the number")
+
+
 def _energy(value: object) -> float:
     return parse_energy_j(value, what="energy")
 
@@ -163,7 +214,7 @@ def _power_from(value: object) -> PrometheusPower:
             "BAD_POOL", f"{value!r} is not a table", 'write { prometheus = "http://...", preset = "kepler" }'
         )
     given = _fields(value, "in it", _POWER_FIELDS, required=("prometheus",))
-    names = {"prometheus": "url", "timeout": "timeout_s", "max_age": "max_age_s"}
+    names = {written: name for name, written in _POWER_NAMES.items()}
     return PrometheusPower(**{names.get(name, name): field for name, field in given.items()})
 
 
@@ -173,6 +224,8 @@ def _labels(value: object) -> dict[str, str]:
     return {str(label): _text(text) for label, text in value.items()}
 
 
+# What a table calls the fields of PrometheusPower.
+_POWER_NAMES: Final = {"url": "prometheus", "timeout_s": "timeout", "max_age_s": "max_age"}
 _POWER_FIELDS: Final[Mapping[str, Callable[[object], object]]] = {
     "prometheus": _text,
     "preset": _text,
@@ -194,6 +247,8 @@ _POOL_FIELDS: Final[Mapping[str, Callable[[object], object]]] = {
     "power_w": _number_from(0.0),
     "power_cap_w": _number_from(0.0),
     "power_from": _power_from,
+    "temperature_limit_c": _number_from(-273.15),
+    "places": _count_from_one,
     "dispatch_energy_j": _energy,
     "queue_wait_s": _duration,
     "energy_j": _predicted_energy,

@@ -10,18 +10,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from tao_flows.admission import Admission
 from tao_flows.agent.client import find_agent
 from tao_flows.agent.meter import AgentMeter
 from tao_flows.agent.wire import ClientRole
 from tao_flows.calibration import Found, Host, find_baseline, places
 from tao_flows.clock import Clock, SystemClock
-from tao_flows.config import AGENT_OFF, ConfigWatcher, TaoConfig
+from tao_flows.config import AGENT_OFF, ConfigWatcher, TaoConfig, state_directory
 from tao_flows.errors import TaoError
-from tao_flows.gather import Profiles
 from tao_flows.ledger import open_ledger
+from tao_flows.ledger.base import Ledger
 from tao_flows.ledger.safe import SafeLedger
+from tao_flows.ledger.spool import spool_of
 from tao_flows.meter import Meter
+from tao_flows.profiles import Profiles
 from tao_flows.records import Incident, Segment
+from tao_flows.signals.board import SignalBoard
+from tao_flows.signals.store import ForecastStore
 from tao_flows.telemetry.cputime import HostBusy
 from tao_flows.telemetry.discover import Discovery, discover
 from tao_flows.telemetry.procfs import memory_used_bytes, this_segment
@@ -88,6 +93,7 @@ class Tao:
     segment: Segment
     clock: Clock
     profiles: Profiles
+    admission: Admission
 
     @property
     def config(self) -> TaoConfig:
@@ -130,7 +136,7 @@ def build(watcher: ConfigWatcher, clock: Clock | None = None, *, role: ClientRol
         idle.baseline,
         busy.busy_s,
     )
-    ledger = SafeLedger(open_ledger(config.ledger), incidents.note_failure)
+    ledger = SafeLedger(open_ledger(config.ledger), incidents.note_failure, spool=spool_of(config.ledger))
     incidents.ledger = ledger
     if config.agent and agent.diagnosis.status != "ready" and config.agent != AGENT_OFF:
         # Where nobody asked for an agent, none is nothing to log.
@@ -138,7 +144,17 @@ def build(watcher: ConfigWatcher, clock: Clock | None = None, *, role: ClientRol
     for problem in idle.problems:
         incidents.note(problem.code, problem.summary, remedy=problem.remedy)
     segment = this_segment(config.proc_root)
-    return Tao(watcher, discovery, meter, ledger, incidents, segment, clock, Profiles(ledger))
+    profiles = Profiles(ledger)
+    admission = Admission(ledger, profiles, signal_board(config, ledger, clock), clock, incidents)
+    return Tao(watcher, discovery, meter, ledger, incidents, segment, clock, profiles, admission)
+
+
+def signal_board(config: TaoConfig, ledger: Ledger, clock: Clock | None = None) -> SignalBoard | None:
+    """The carbon and price signals that are configured; None where there are none."""
+    if not config.signals:
+        return None
+    state = state_directory()
+    return SignalBoard.build(config.signals, ForecastStore(ledger), None if state is None else state / "signals", clock)
 
 
 def calibration_of(config: TaoConfig, discovery: Discovery) -> Found:

@@ -18,8 +18,13 @@ UJ_PER_MJ: Final = 1_000
 """Microjoules per millijoule, the unit NVML counts in."""
 NS_PER_S: Final = 1_000_000_000
 NS_PER_US: Final = 1_000
+US_PER_S: Final = 1_000_000
 S_PER_H: Final = 3_600
 J_PER_KWH: Final = 3_600_000
+KWH_PER_MWH: Final = 1_000
+G_PER_KG: Final = 1_000
+G_PER_LB: Final = 453.59237
+"""Grams per avoirdupois pound, exactly (international yard and pound agreement of 1959)."""
 BYTES_PER_GIB: Final = 1024**3
 
 _ENERGY_J: Final = {
@@ -27,6 +32,8 @@ _ENERGY_J: Final = {
 }  # fmt: skip
 # Case tells mega from milli ("MJ" is a million joules, "mJ" a thousandth, and no one means mWh).
 _ENERGY_J_EXACT: Final = {"MJ": 1e6, "mJ": 1e-3, "GJ": 1e9, "mWh": 3.6}
+_POWER_W: Final = {"w": 1.0, "kw": 1e3}
+_POWER_W_EXACT: Final = {"MW": 1e6, "mW": 1e-3}
 _DURATION_S: Final = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+)\s*([A-Za-zµ]+)\s*")
 _POWER_STEPS: Final = ((1e6, "MW"), (1e3, "kW"), (1.0, "W"), (1e-3, "mW"))
@@ -60,15 +67,31 @@ def parse_energy_j(value: object, *, what: str = "energy") -> float:
         InputError: the value is no energy, is negative, or is not finite.
     """
     remedy = 'give joules as a number, or a text such as "40 J", "3 kJ" or "1.2 kWh"'
-    if isinstance(value, str):
-        match = _QUANTITY.fullmatch(value)
-        number = float(match[1]) if match else math.nan
-        unit = match[2] if match else ""
-        factor = _ENERGY_J_EXACT.get(unit) or _ENERGY_J.get(unit.lower())
-        if match is None or factor is None:
-            raise InputError("BAD_ENERGY", f"{what}: {value!r} is not an energy", remedy)
-        return _finite_and_not_negative(number * factor, value, what, "BAD_ENERGY", remedy)
-    return _finite_and_not_negative(value, value, what, "BAD_ENERGY", remedy)
+    return _parse(value, what, ("an energy", "BAD_ENERGY", remedy), _ENERGY_J, _ENERGY_J_EXACT)
+
+
+def parse_power_w(value: object, *, what: str = "power") -> float:
+    """Watts from a number of watts or a text such as ``"500 W"`` or ``"1.5 kW"``.
+
+    Raises:
+        InputError: the value is no power, is negative, or is not finite.
+    """
+    remedy = 'give watts as a number, or a text such as "500 W" or "1.5 kW"'
+    return _parse(value, what, ("a power", "BAD_POWER", remedy), _POWER_W, _POWER_W_EXACT)
+
+
+def _parse(
+    value: object, what: str, kind: tuple[str, str, str], factors: dict[str, float], exact: dict[str, float]
+) -> float:
+    """A number, or a text of one number and one unit. ``exact`` are units whose case tells them apart."""
+    noun, code, remedy = kind
+    if not isinstance(value, str):
+        return _finite_and_not_negative(value, value, what, code, remedy)
+    match = _QUANTITY.fullmatch(value)
+    factor = (exact.get(match[2]) or factors.get(match[2].lower())) if match else None
+    if match is None or factor is None:
+        raise InputError(code, f"{what}: {value!r} is not {noun}", remedy)
+    return _finite_and_not_negative(float(match[1]) * factor, value, what, code, remedy)
 
 
 def parse_duration_s(value: object, *, what: str = "duration") -> float:

@@ -22,11 +22,28 @@ settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
+pytest_plugins = ["postgres_fixtures"]
+
 collect_ignore = [
     folder
     for folder, engine in (("airflow_engine", "airflow"), ("prefect_engine", "prefect"), ("typing", "prefect"))
     if find_spec(engine) is None
 ]
+
+
+# What they assert depends on who else works on this machine: they run one after another, the others side by side.
+ALONE = (
+    "agent", "test_agent_client", "test_agent_meter", "test_benchmarks", "test_cgroup", "test_cli_calibrate",
+    "test_cli_meter", "test_command", "test_cputime", "test_ebpf", "test_gpu_check", "test_measuring", "test_meter",
+    "test_one_process", "test_party_counter_contract", "test_perf", "test_perf_parties", "test_polled_parties",
+    "test_readme",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in ALONE or item.path.parent.name in ALONE:
+            item.add_marker("alone")
 
 
 @pytest.fixture(autouse=True)

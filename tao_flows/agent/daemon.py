@@ -21,6 +21,7 @@ from tao_flows.agent.registry import Registry
 from tao_flows.agent.sampler import Sampler
 from tao_flows.agent.server import Listener, Server
 from tao_flows.agent.snapshot import DomainSnapshot, NodeSnapshot
+from tao_flows.agent.spooling import Spooling, default_directory
 from tao_flows.calibration import Host, find_baseline, places
 from tao_flows.clock import Clock, SystemClock
 from tao_flows.config import TaoConfig
@@ -56,6 +57,10 @@ class Options:
     """The group that may connect; None for everyone."""
     trusted_gid: int | None = None
     """The group whose members are told what root is told; None for none."""
+    forward: str | None = None
+    """The ledger or the ingest that tasks' records are forwarded to; None for none."""
+    spool: Path | None = None
+    """Where tasks leave them; None for the usual place."""
 
 
 def open_counter(config: TaoConfig, *, bpf: bool) -> tuple[PartyCounter, tuple[SourceError, ...]]:
@@ -115,6 +120,10 @@ class Agent:
         self.taken_up = "" if options.state is None else state.restore(options.state, self.registry)
         self.server = Server(self._listener, self.registry, config.proc_root, self.status)
         self.server.watch_sessions()
+        self.spooling: Spooling | None = None
+        if options.forward is not None:
+            self.spooling = Spooling(options.spool or default_directory(), options.forward)
+            self.server.welcome = self.spooling.welcome
         self._snapshot = self._take_snapshot()
         self._stopped = False
 
@@ -128,7 +137,8 @@ class Agent:
         """What it reads, on one line."""
         domains = ", ".join(domain.id for domain in self.sampler.domains) or "no energy counter"
         idle = "calibrated" if self.sampler.calibrated else "not calibrated"
-        return f"{domains}; CPU time by {self._counter.source}; {1 / self._interval_s:g} Hz; {idle}"
+        spool = "" if self.spooling is None else f"; records from {self.spooling.root}"
+        return f"{domains}; CPU time by {self._counter.source}; {1 / self._interval_s:g} Hz; {idle}{spool}"
 
     def snapshot(self) -> NodeSnapshot:
         """How the agent stood a moment ago. Safe to call from any thread."""
@@ -154,6 +164,8 @@ class Agent:
 
     def close(self) -> None:
         """Gives everything back."""
+        if self.spooling is not None:
+            self.spooling.close()
         self.server.close()
         self._listener.close()
         self._counter.close()
@@ -241,7 +253,8 @@ class Agent:
         return said
 
     def _all_incidents(self) -> Counter[str]:
-        return self.incidents + self.server.incidents + self.sampler.problems
+        spooling = Counter[str]() if self.spooling is None else self.spooling.incidents
+        return self.incidents + self.server.incidents + self.sampler.problems + spooling
 
     def _take_snapshot(self) -> NodeSnapshot:
         sampler, counts = self.sampler, self.registry.counts()
@@ -268,6 +281,7 @@ class Agent:
             samples_late=sampler.late,
             gaps=sampler.gaps,
             agent_cpu_s=time.process_time(),
+            records_forwarded=0 if self.spooling is None else self.spooling.forwarded,
             incidents=dict(self._all_incidents()),
         )
 

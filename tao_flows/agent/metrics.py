@@ -275,6 +275,7 @@ def _agent(now: NodeSnapshot) -> Iterator[Metric]:
     yield _counter("tao_flows_agent_samples_late", "Samples taken late.", now.samples_late)
     yield _counter("tao_flows_agent_gaps", "Spans in which nothing was sampled.", now.gaps)
     yield _counter("tao_flows_agent_cpu_time_seconds", "CPU time of the agent itself.", now.agent_cpu_s)
+    yield _counter("tao_flows_agent_records_forwarded", "Tasks' records that the ledger took.", now.records_forwarded)
     yield _counters("tao_flows_agent_incidents", "The agent's own failures.", "code", now.incidents)
 
 

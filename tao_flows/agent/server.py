@@ -153,6 +153,8 @@ class Server:
         """By identity of the request: who waits for its answer."""
         self._deaths: dict[Process, int] = {}
         self.incidents: Counter[str] = Counter()
+        self.welcome: Callable[[int], None] = lambda _uid: None
+        """Told of the user of each process that says hello, before it is answered."""
 
     @property
     def connections(self) -> int:
@@ -311,6 +313,7 @@ class Server:
     def _hello(self, connection: _Connection, request: Hello) -> dict[str, Any]:
         session = connection.session = self._registry.hello(connection.peer, request.role)
         self._watch_end(session)
+        self.welcome(connection.peer.uid)
         return {
             "seq": request.seq,
             "ok": True,

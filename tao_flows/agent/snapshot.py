@@ -64,5 +64,7 @@ class NodeSnapshot:
     """Spans in which nothing was sampled, a restart of the agent among them."""
     agent_cpu_s: float = 0.0
     """CPU seconds of the agent itself."""
+    records_forwarded: int = 0
+    """Tasks' records that the ledger has taken."""
     incidents: Mapping[str, int] = field(default_factory=dict)
     """How often each code came up."""

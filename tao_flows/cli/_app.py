@@ -11,14 +11,23 @@ import typer
 import tao_flows
 from tao_flows.cli._console import BAD_USAGE, complain
 from tao_flows.cli.agent import agent_command
+from tao_flows.cli.budget import budget_app
 from tao_flows.cli.calibrate import calibrate_command
 from tao_flows.cli.config import config_command
 from tao_flows.cli.decide import decide_command
 from tao_flows.cli.doctor import doctor_command
+from tao_flows.cli.drain import drain_command
 from tao_flows.cli.export import export_command
+from tao_flows.cli.ingest import ingest_app
+from tao_flows.cli.ledger import ledger_app
 from tao_flows.cli.meter import meter_command
-from tao_flows.cli.pools import pools_command
+from tao_flows.cli.pools import pools_app
+from tao_flows.cli.release import deferrals_command, release_command
 from tao_flows.cli.report import report_command
+from tao_flows.cli.rules import rules_app
+from tao_flows.cli.signals import signals_app
+from tao_flows.cli.simulate import simulate_command
+from tao_flows.cli.spool import spool_app
 from tao_flows.errors import InputError
 
 _INTERRUPTED = 130
@@ -52,11 +61,21 @@ app.command("doctor")(doctor_command)
 app.command("meter", context_settings={"allow_interspersed_args": False})(meter_command)
 app.command("report")(report_command)
 app.command("decide")(decide_command)
+app.command("simulate")(simulate_command)
 app.command("export")(export_command)
 app.command("config")(config_command)
-app.command("pools")(pools_command)
+app.add_typer(pools_app, name="pools")
 app.command("agent")(agent_command)
+app.add_typer(ledger_app, name="ledger")
 app.command("calibrate")(calibrate_command)
+app.add_typer(budget_app, name="budget")
+app.add_typer(ingest_app, name="ingest")
+app.add_typer(spool_app, name="spool")
+app.command("release")(release_command)
+app.command("drain")(drain_command)
+app.command("deferrals")(deferrals_command)
+app.add_typer(rules_app, name="rules")
+app.add_typer(signals_app, name="signals")
 
 
 def run(args: Sequence[str]) -> NoReturn:

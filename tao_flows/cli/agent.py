@@ -36,6 +36,13 @@ def agent_command(
     trust_group: Annotated[
         str | None, typer.Option(help="Members of this group are told what root is: the host's lines, at once.")
     ] = None,
+    forward: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Forward tasks' records to this ledger or ingest. TAO_FLOWS_LEDGER if set."),
+    ] = None,
+    spool: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where tasks leave them. /var/spool/tao-flows for root.")
+    ] = None,
     no_bpf: Annotated[bool, typer.Option("--no-bpf", help="Do without eBPF, also where it is to be had.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Say on stdout, as JSON, what is served.")] = False,
 ) -> None:
@@ -46,6 +53,9 @@ def agent_command(
         if not 0 < hz <= _MOST_HZ:
             raise InputError("BAD_HZ", f"--hz is {hz:g}", f"give a number above 0, up to {_MOST_HZ:g}")
         path = (socket or daemon.default_socket()).absolute()
+        settings = load_config()
+        if forward is None and settings.origins["ledger"] != "default":
+            forward = settings.config.ledger
         options = daemon.Options(
             socket=path,
             state=state or path.parent,
@@ -53,9 +63,11 @@ def agent_command(
             bpf=not no_bpf,
             gid=_gid(group),
             trusted_gid=_gid(trust_group),
+            forward=forward,
+            spool=spool,
         )
         address = None if metrics_at is None else metrics.parse_address(metrics_at)
-        agent = daemon.Agent(load_config().config, options)
+        agent = daemon.Agent(settings.config, options)
     except TaoError as error:
         fail(error)
     try:

@@ -14,6 +14,8 @@ from tao_flows.cli._console import fail, print_json, stderr, stdout
 from tao_flows.config import SETTINGS, Resolved, env_name, load_config, mask_password
 from tao_flows.errors import ConfigError, MissingExtraError
 from tao_flows.pools import load_pools
+from tao_flows.rules import Rules
+from tao_flows.signals.spec import SignalSpec
 from tao_flows.units import format_duration, format_energy
 
 if TYPE_CHECKING:
@@ -75,9 +77,11 @@ def _as_json(name: str, resolved: Resolved) -> dict[str, Any]:
 
 def _plain(value: object) -> object:
     if isinstance(value, dict):
-        return {name: asdict(budget) for name, budget in value.items()}
+        return {name: asdict(item) for name, item in value.items()}
     if isinstance(value, tuple):
         return list(value)
+    if isinstance(value, Rules):
+        return value.to_json()
     return mask_password(str(value)) if isinstance(value, (str, Path)) else value
 
 
@@ -103,12 +107,23 @@ def _origin(name: str, resolved: Resolved) -> str:
 
 def _for_people(value: object) -> str:
     if isinstance(value, dict):
-        return "\n".join(_budget(budget) for budget in value.values()) or "none"
+        return (
+            "\n".join(_signal(one) if isinstance(one, SignalSpec) else _budget(one) for one in value.values()) or "none"
+        )
     if isinstance(value, tuple):
         return ", ".join(value) or "none"
+    if isinstance(value, Rules):
+        return "\n".join(map(str, value.items)) or "none"
     return "none" if value in (None, "") else mask_password(str(value))
 
 
 def _budget(budget: EnergyBudget) -> str:
     ceiling = "" if budget.ceiling_j is None else f", never over {format_energy(budget.ceiling_j)}"
     return f"{budget.name}: {format_energy(budget.limit_j)} in {format_duration(budget.window_s)}{ceiling}"
+
+
+def _signal(spec: SignalSpec) -> str:
+    kind = f", {spec.kind}" if spec.kind else ""
+    if spec.value is not None:
+        return f"{spec.name}: {spec.value:g} {spec.unit}{kind}"
+    return f"{spec.name}: {spec.csv or f'{spec.provider} {spec.area}'}{kind}"

@@ -13,11 +13,11 @@ from tao_flows.agent.client import Search, find_agent
 from tao_flows.calibration import HOW
 from tao_flows.cli._console import fail, print_json, stdout
 from tao_flows.clock import SystemClock
-from tao_flows.config import TaoConfig, load_config, mask_password
+from tao_flows.config import TaoConfig, load_config
 from tao_flows.errors import SourceError, TaoError
-from tao_flows.ledger import open_ledger
+from tao_flows.ledger.diagnose import ledger_diagnosis
 from tao_flows.pools import load_pools
-from tao_flows.report.text import count, percent
+from tao_flows.report.text import percent
 from tao_flows.runtime import calibration_of
 from tao_flows.telemetry import ebpf
 from tao_flows.telemetry.cputime import FOR_COMMANDS, FOR_THREADS, chosen, cpu_diagnoses
@@ -75,7 +75,7 @@ def examine(config: TaoConfig) -> dict[str, Any]:
         },
         "calibration": _calibration(config, discovery, agents["says"] or {}),
         "agent": agents,
-        "ledger": _ledger(config),
+        "ledger": ledger_diagnosis(config),
         "pools": _pools(config),
         "engines": {name: _engine(name, package) for name, package in _ENGINES.items()},
     }
@@ -121,17 +121,6 @@ def _calibration(config: TaoConfig, discovery: Discovery, agent_says: Mapping[st
     whole = f"calibrated on {baseline.date}, {percent(baseline.busy_share)} busy: {powers}; {found.path}"
     missing = [f"no baseline of {name}" for name in counted if name not in baseline.domains]
     return {**row, "path": str(found.path), "status": "ready", "summary": "; ".join([whole, *missing, *said])}
-
-
-def _ledger(config: TaoConfig) -> dict[str, Any]:
-    row = {"url": mask_password(config.ledger), "status": "ready", "code": "", "summary": "", "remedy": ""}
-    try:
-        ledger = open_ledger(config.ledger)
-        runs = len(ledger.runs())
-        ledger.close()
-    except TaoError as error:
-        return {**row, "status": "broken", "code": error.code, "summary": error.summary, "remedy": error.remedy}
-    return {**row, "summary": f"{count(runs, 'run')} recorded"}
 
 
 def _pools(config: TaoConfig) -> dict[str, Any]:

@@ -153,15 +153,15 @@ def _fleet(since: str, by: str, *, as_json: bool) -> None:
     since_wall_ns = since_ns(since)
     ledger = reconciled(open_ledger(load_config().config.ledger))
     try:
-        rows = ledger.fleet(since_wall_ns, by)
+        rows, overheads = ledger.fleet(since_wall_ns, by), ledger.overheads(since_wall_ns)
         if not rows and not ledger.runs():
             raise nothing_yet(ledger)
     finally:
         ledger.close()
     if as_json:
-        print_json(fleet_json(rows, by, since_wall_ns))
+        print_json(fleet_json(rows, by, since_wall_ns, overheads))
     else:
-        print_fleet(rows, by, since_wall_ns, stdout())
+        print_fleet(rows, by, since_wall_ns, overheads, stdout())
 
 
 def since_ns(since: str) -> int:

@@ -14,17 +14,25 @@ from collections.abc import Iterator
 from tao_flows.controller.model import Constraint, DecisionRequest, Pool, seconds_between
 from tao_flows.controller.plan import needed_s
 
+_DEADLINE = "deadline"
 _DIGITS = 6
 """Numbers are compared to a millionth of their unit, the resolution of counters (uJ) and clocks (us)."""
 
 
-def constraints_of(request: DecisionRequest, pool: Pool, start_s: float) -> tuple[Constraint, ...]:
-    """The constraints on starting the task in ``pool``, ``start_s`` seconds from now."""
-    return (*_hard(request, pool), *_soft(request, pool, start_s))
+def constraints_now(request: DecisionRequest, pool: Pool) -> tuple[Constraint, ...]:
+    """The constraints on starting the task in ``pool`` now."""
+    return (*_hard(request, pool), *_soft(request, pool))
+
+
+def constraints_later(
+    now: tuple[Constraint, ...], request: DecisionRequest, pool: Pool, start_s: float
+) -> tuple[Constraint, ...]:
+    """Those on a start ``start_s`` seconds from now, from those of the start now: the deadline's alone differs."""
+    return tuple(_deadline(request, pool, start_s) if each.id == _DEADLINE else each for each in now)
 
 
 def _hard(request: DecisionRequest, pool: Pool) -> Iterator[Constraint]:
-    task, budget = request.task, request.budget
+    task = request.task
     yield Constraint("online", pool.online, True, pool.online, hard=True)
     yield Constraint("trust", pool.trusted, True, pool.trusted, hard=True)
     if not task.reroutable:
@@ -34,27 +42,30 @@ def _hard(request: DecisionRequest, pool: Pool) -> Iterator[Constraint]:
     if task.requires:
         able = set(task.requires) <= set(pool.capabilities)
         yield Constraint("capabilities", pool.capabilities, task.requires, able, hard=True)
-    if budget is not None and budget.ceiling_j is not None:
-        # The mean, as the penalty and the reservation take it.
-        yield _at_most("budget_ceiling", "J", budget.ceiling_j, pool.predicted_j, base=budget.in_use_j, hard=True)
+    for budget in request.budgets:
+        if budget.ceiling_j is not None:
+            # The mean, as the penalty and the reservation take it.
+            several = len(request.budgets) > 1 and budget.name is not None
+            name = f"budget_ceiling:{budget.name}" if several else "budget_ceiling"
+            yield _at_most(name, "J", budget.ceiling_j, pool.predicted_j, base=budget.in_use_j, hard=True)
 
 
-def _soft(request: DecisionRequest, pool: Pool, start_s: float) -> Iterator[Constraint]:
+def _soft(request: DecisionRequest, pool: Pool) -> Iterator[Constraint]:
     task = request.task
     if pool.power_cap_w is not None:
         yield _at_most("power_cap", "W", pool.power_cap_w, pool.power_w, scale=pool.power_cap_w)
     if task.deadline is not None:
-        yield _at_most(
-            "deadline",
-            "s",
-            seconds_between(request.now, task.deadline),
-            needed_s(request, pool),
-            base=start_s,
-            scale=max(seconds_between(task.ready_at, task.deadline), 1.0),
-        )
+        yield _deadline(request, pool, 0.0)
     if pool.temperature_limit_c is not None:
         limit_c = pool.temperature_limit_c
         yield _at_most("thermal", "degC", limit_c, pool.temperature_c, scale=max(abs(limit_c), 1.0))
+
+
+def _deadline(request: DecisionRequest, pool: Pool, start_s: float) -> Constraint:
+    task = request.task
+    deadline = task.deadline or request.now
+    limit_s, scale = seconds_between(request.now, deadline), max(seconds_between(task.ready_at, deadline), 1.0)
+    return _at_most(_DEADLINE, "s", limit_s, needed_s(request, pool), base=start_s, scale=scale)
 
 
 def _at_most(

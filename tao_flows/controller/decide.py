@@ -1,136 +1,116 @@
-"""The decision: weigh every candidate, keep the Pareto front, choose the best score on it."""
+"""The decision: the choice, with everything it was made among and why."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from datetime import datetime, timedelta
+from functools import cache
+from itertools import islice
 
-from tao_flows.controller.candidates import objectives_of, only_known_to_all
-from tao_flows.controller.constraints import constraints_of
+from tao_flows.controller.candidates import Prospect, Weighed, preference, vector, weigh
+from tao_flows.controller.choose import choice_of, violation
+from tao_flows.controller.constraints import constraints_later
 from tao_flows.controller.explain import reason_for, reason_for_denial
 from tao_flows.controller.model import (
-    Action,
     Candidate,
     Decision,
     DecisionRequest,
-    Pool,
+    Objectives,
     Violation,
-    time_after,
+    candidate_id,
 )
-from tao_flows.controller.pareto import Vector, dominates, ranks
-from tao_flows.controller.penalty import penalty_of
-from tao_flows.controller.plan import latest_start_s
-from tao_flows.controller.regime import regime_of
-from tao_flows.controller.score import references, score_of, weights_in_use
+from tao_flows.controller.pareto import members, nondominated_sort
+from tao_flows.units import US_PER_S
 
 MOST_DOMINATORS = 8
 """How many dominating candidates are named for each dominated one."""
 
 
 def decide(request: DecisionRequest) -> Decision:
-    """Where to run the task now, or why it may not run.
+    """Where and when to run the task, or why it may not run: the answer of ``choose``, explained.
 
-    The same request gives the same answer, whatever the order of its pools. An objective that is unknown for any
-    candidate is left out for all; if no objective is both known and weighted, the task stays in its home pool.
-    Among feasible candidates the lowest score on the Pareto front wins, then the earlier start, then the pool id.
-
-    If none is feasible but some meet every hard constraint, ``on_infeasible`` says whether the one that exceeds its
-    soft limits least runs all the same (the home pool among equals), its violations recorded.
+    Its candidates are every pool started now and, of the later starts of a feasible pool, those that improve some
+    objective over each start of that pool before them. Explaining takes many times what choosing takes.
     """
-    candidates, weights = _weigh(request)
-    candidates = sorted(_ranked(candidates), key=lambda candidate: _order(candidate, request))
-    chosen = _choose(candidates, request)
-    home = next(candidate for candidate in candidates if candidate.pool == request.task.home_pool)
-    shown = chosen or home
-    regime = regime_of(shown.utilisation, request.previous_regime)
-    pools = {pool.pool_id: pool for pool in request.pools}
-    if chosen is None:
+    weighed = weigh(request)
+    choice = choice_of(weighed)
+    candidates = [*_feasible(weighed), *_infeasible(weighed)]
+    if choice.action == "deny":
         hard = all(any(c.hard for c in candidate.failed) for candidate in candidates)
-        action: Action = "deny"
         reason = reason_for_denial(candidates, hard)
         violations = [Violation(c.pool, f) for c in candidates for f in c.failed if f.hard or not hard]
     else:
-        action = _action(chosen, request)
-        reason = reason_for(action, chosen, candidates, weights, regime)
+        chosen = next(c for c in candidates if (c.pool, c.start) == (choice.pool, choice.start))
+        reason = reason_for(choice, chosen, candidates, request, weighed.weights)
         violations = [Violation(chosen.pool, failed) for failed in chosen.failed]
     return Decision(
-        action=action,
-        pool=None if chosen is None else chosen.pool,
-        start=None if chosen is None else chosen.start,
+        action=choice.action,
+        pool=choice.pool,
+        start=choice.start,
         reason=reason,
-        penalty=shown.penalty,
-        utilisation=shown.utilisation,
-        regime=regime,
-        latest_start=time_after(request.now, latest_start_s(request, pools[shown.pool])),
-        weights=weights,
+        penalty=choice.penalty,
+        utilisation=choice.utilisation,
+        regime=choice.regime,
+        budget=choice.budget,
+        latest_start=choice.latest_start,
+        weights=weighed.weights,
         candidates=tuple(candidates),
         violations=tuple(violations),
     )
 
 
-def _weigh(request: DecisionRequest) -> tuple[list[Candidate], dict[str, float]]:
-    """Every pool, started now, with its objectives, constraints, penalty and score."""
-    objectives = only_known_to_all([objectives_of(request, pool, 0.0) for pool in request.pools])
-    by_pool = dict(zip((pool.pool_id for pool in request.pools), objectives, strict=True))
-    home = by_pool[request.task.home_pool]
-    weights = weights_in_use(request, home)
-    reference = references(request, home)
+def _feasible(weighed: Weighed) -> list[Candidate]:
+    """What may be chosen, by Pareto rank, then in the order of preference."""
+    kept = [
+        (preference(weighed, each, start_us, score), each, start_us, row, score)
+        for each in weighed.prospects
+        if each.feasible
+        for start_us, row, score in each.kept()
+    ]
+    kept.sort(key=lambda entry: entry[0])
+    ranks, above = nondominated_sort([vector(row) for _, _, _, row, _ in kept])
 
-    def candidate(pool: Pool) -> Candidate:
-        penalty = penalty_of(request.budget, pool.predicted_j)
-        return Candidate(
-            pool=pool.pool_id,
-            start=request.now,
-            objectives=by_pool[pool.pool_id],
-            constraints=constraints_of(request, pool, 0.0),
-            penalty=penalty.penalty,
-            utilisation=penalty.utilisation,
-            score=score_of(by_pool[pool.pool_id], reference, weights, penalty.priority),
-        )
+    @cache
+    def name(index: int) -> str:
+        _, prospect, start_us, _, _ = kept[index]
+        return candidate_id(prospect.pool.pool_id, _moment(weighed.request, start_us))
 
-    return [candidate(pool) for pool in request.pools], weights
-
-
-def _vector(candidate: Candidate) -> Vector:
-    # Unknown objectives are unknown for all, so vectors of different candidates have the same parts.
-    return tuple(value for value in candidate.objectives if value is not None)
+    candidates = [
+        _candidate(weighed, *entry[1:], rank, tuple(name(index) for index in islice(members(better), MOST_DOMINATORS)))
+        for entry, rank, better in zip(kept, ranks, above, strict=True)
+    ]
+    return sorted(candidates, key=lambda candidate: candidate.pareto_rank or 0)
 
 
-def _ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates, the feasible ones with their Pareto rank and what on the front dominates them."""
-    feasible = [candidate for candidate in candidates if candidate.feasible]
-    found = list(zip(feasible, ranks([_vector(candidate) for candidate in feasible]), strict=True))
-    front = sorted((c for c, rank in found if rank == 0), key=lambda c: (c.score or 0.0, c.start, c.pool))
-    ranked = [candidate for candidate in candidates if not candidate.feasible]
-    for candidate, rank in found:
-        above = [c.id for c in front if rank and dominates(_vector(c), _vector(candidate))]
-        ranked.append(replace(candidate, pareto_rank=rank, dominated_by=tuple(above[:MOST_DOMINATORS])))
-    return ranked
+def _infeasible(weighed: Weighed) -> list[Candidate]:
+    """What may not be chosen, by how far it is from that."""
+    rest = sorted((each for each in weighed.prospects if not each.feasible), key=violation)
+    return [_candidate(weighed, each, 0, each.now, each.now_score()) for each in rest]
 
 
-def _order(candidate: Candidate, request: DecisionRequest) -> tuple[object, ...]:
-    """Best first: what may be chosen before what may not, then score, start and pool id."""
-    away = candidate.pool != request.task.home_pool
-    rank = candidate.pareto_rank
-    if rank is None:
-        hard = sum(constraint.hard for constraint in candidate.failed)
-        excess = sum(constraint.relative_violation for constraint in candidate.failed)
-        standing: tuple[object, ...] = (1, hard, excess, away)
-    else:
-        # Without a score there is no ground to leave home.
-        standing = (0, rank, 0 if candidate.score is not None else away, 0)
-    return (*standing, candidate.score or 0.0, candidate.start, candidate.pool)
+def _candidate(
+    weighed: Weighed,
+    prospect: Prospect,
+    start_us: int,
+    row: Objectives,
+    score: float,
+    rank: int | None = None,
+    dominated_by: tuple[str, ...] = (),
+) -> Candidate:
+    request, constraints = weighed.request, prospect.constraints
+    if start_us:
+        constraints = constraints_later(constraints, request, prospect.pool, start_us / US_PER_S)
+    return Candidate(
+        pool=prospect.pool.pool_id,
+        start=_moment(request, start_us),
+        objectives=row,
+        constraints=constraints,
+        penalty=prospect.penalty.penalty,
+        utilisation=prospect.penalty.utilisation,
+        score=score if weighed.scored else None,
+        pareto_rank=rank,
+        dominated_by=dominated_by,
+    )
 
 
-def _choose(ordered: Sequence[Candidate], request: DecisionRequest) -> Candidate | None:
-    best = ordered[0]
-    if best.feasible:
-        return best
-    may_run = request.on_infeasible == "run" and not any(constraint.hard for constraint in best.failed)
-    return best if may_run else None
-
-
-def _action(chosen: Candidate, request: DecisionRequest) -> Action:
-    if chosen.start > request.now:
-        return "defer"
-    return "run" if chosen.pool == request.task.home_pool else "reroute"
+def _moment(request: DecisionRequest, start_us: int) -> datetime:
+    return request.now + timedelta(microseconds=start_us)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from tao_flows.controller.model import Action, Candidate, Constraint, Regime
+from tao_flows.controller.model import Candidate, Choice, Constraint, DecisionRequest, iso, seconds_between
 from tao_flows.controller.score import OBJECTIVES
 from tao_flows.units import format_duration, format_energy
 
@@ -12,19 +12,30 @@ _MOST_NAMED = 5
 
 
 def reason_for(
-    action: Action,
+    choice: Choice,
     chosen: Candidate,
     ordered: Sequence[Candidate],
+    request: DecisionRequest,
     weights: Mapping[str, float],
-    regime: Regime | None,
 ) -> str:
-    """Why ``chosen`` and not the next best. ``ordered`` is every candidate, best first."""
-    verb = {"run": "run in", "reroute": "reroute to", "defer": "defer to"}[action]
-    opening = f"{verb} {chosen.pool} {'later' if action == 'defer' else 'now'}: "
+    """Why ``chosen`` and not the next best. ``ordered`` is every candidate, best first.
+
+    A start that waits is set against the home pool started now, which is what would happen without it.
+    """
+    home = next(c for c in ordered if (c.pool, c.start) == (request.task.home_pool, request.now))
+    opening = {
+        "run": f"run in {chosen.pool} now: ",
+        "reroute": f"reroute to {chosen.pool} now: ",
+        "defer": f"defer to {_named(chosen, request)}: ",
+    }[choice.action]
     budget = ""
-    if chosen.utilisation is not None:
-        budget = f"; {chosen.utilisation * 100:,.1f} % of the budget is then in use ({regime})"
-    return opening + _why(chosen, ordered, weights, action == "run") + budget
+    if choice.utilisation is not None:
+        of = "the budget" if choice.budget is None else f"budget {choice.budget}"
+        budget = f"; {choice.utilisation * 100:,.1f} % of {of} is then in use ({choice.regime})"
+    if choice.action == "defer" and home.feasible and chosen.score is not None and home.score is not None:
+        against = f"running now in the home pool, {_named(home, request)}{_differences(chosen, home, weights)}"
+        return f"{opening}score {chosen.score:.4g} against {home.score:.4g} of {against}{budget}"
+    return opening + _why(chosen, ordered, request, weights) + budget
 
 
 def reason_for_denial(candidates: Sequence[Candidate], hard: bool) -> str:
@@ -38,7 +49,9 @@ def reason_for_denial(candidates: Sequence[Candidate], hard: bool) -> str:
     return f"denied, as no pool meets every {kind}constraint: " + "; ".join(parts[:_MOST_NAMED]) + more
 
 
-def _why(chosen: Candidate, ordered: Sequence[Candidate], weights: Mapping[str, float], at_home: bool) -> str:
+def _why(
+    chosen: Candidate, ordered: Sequence[Candidate], request: DecisionRequest, weights: Mapping[str, float]
+) -> str:
     if not chosen.feasible:
         return f"no candidate meets every constraint, and it exceeds its limits least, failing {_listed(chosen.failed)}"
     if len(ordered) == 1:
@@ -49,12 +62,21 @@ def _why(chosen: Candidate, ordered: Sequence[Candidate], weights: Mapping[str, 
         return f"it alone meets every constraint ({failing.pool} fails {_listed(failing.failed)})"
     rival = rivals[0]
     if chosen.score is None or rival.score is None:
+        at_home = chosen.pool == request.task.home_pool
         home = "so it stays in its home pool" if at_home else "and its home pool is no better anywhere, or not allowed"
         return f"no objective that carries weight is known, {home}"
-    against = f"{rival.pool}{_differences(chosen, rival, weights)}"
+    against = f"{_named(rival, request)}{_differences(chosen, rival, weights)}"
     if rival.pareto_rank:
         return f"no other candidate is better in anything; next is {against}"
     return f"score {chosen.score:.4g} against {rival.score:.4g} of {against}"
+
+
+def _named(candidate: Candidate, request: DecisionRequest) -> str:
+    """The pool, and the start if it is later than now."""
+    if candidate.start == request.now:
+        return candidate.pool
+    wait_s = seconds_between(request.now, candidate.start)
+    return f"{candidate.pool} until {iso(candidate.start)} (in {format_duration(wait_s)})"
 
 
 def _differences(chosen: Candidate, rival: Candidate, weights: Mapping[str, float]) -> str:

@@ -11,11 +11,15 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any, Literal, NamedTuple
 
+from tao_flows.units import US_PER_S
+
 Action = Literal["run", "defer", "reroute", "deny"]
 Regime = Literal["standard", "transition", "inversion"]
 OnInfeasible = Literal["run", "deny"]
 Signal = Mapping[str, "tuple[Step, ...]"]
 """By zone, the steps of a carbon intensity or a price, in order of time."""
+
+_US = timedelta(microseconds=1)
 
 
 def iso(moment: datetime) -> str:
@@ -26,6 +30,11 @@ def iso(moment: datetime) -> str:
 def seconds_between(earlier: datetime, later: datetime) -> float:
     """Seconds from ``earlier`` to ``later``; negative if ``later`` comes first."""
     return (later - earlier).total_seconds()
+
+
+def us_between(earlier: datetime, later: datetime) -> int:
+    """Microseconds, the resolution of every time here, from ``earlier`` to ``later``; negative if that comes first."""
+    return (later - earlier) // _US
 
 
 def time_after(moment: datetime, delay_s: float) -> datetime:
@@ -110,6 +119,7 @@ class Budget:
     spent_j: float
     reserved_j: float
     ceiling_j: float | None = None
+    name: str | None = None
 
     @property
     def in_use_j(self) -> float:
@@ -139,6 +149,9 @@ class SignalMeta:
     issued_at: datetime | None
     max_age_s: float | None
     margin: float | None
+    """Share by which a forecast may be too low: a later start is weighed at ``value + margin * |value|``."""
+    follow: bool = True
+    """False if following these forecasts has not paid of late: then nothing waits for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +172,8 @@ class DecisionRequest:
     task: Task
     pools: tuple[Pool, ...]
     previous_regime: Regime | None = None
-    budget: Budget | None = None
+    budgets: tuple[Budget, ...] = ()
+    """Every budget the task is under, each with a name of its own."""
     signals: Signals = Signals()
     signal_meta: SignalMeta | None = None
     slot_s: float = 300.0
@@ -174,9 +188,16 @@ class DecisionRequest:
         """The pool the task belongs to."""
         return next(pool for pool in self.pools if pool.pool_id == self.task.home_pool)
 
+    @property
+    def slot_us(self) -> int:
+        """Microseconds from one start on the grid to the next; as fine as the times of a request, no finer."""
+        return max(round(self.slot_s * US_PER_S), 1)
+
     def to_json(self) -> dict[str, Any]:
         """The form ``parse_request`` reads back to an equal request."""
         answer: dict[str, Any] = _json(asdict(self))
+        budgets = answer.pop("budgets")
+        answer["budget"] = budgets if len(budgets) > 1 else next(iter(budgets), None)
         for pool, record in zip(answer["pools"], self.pools, strict=True):
             pool["capacity_by_slot"] = {iso(start): free for start, free in record.capacity_by_slot}
         for name, signal in answer["signals"].items():
@@ -240,6 +261,11 @@ class Constraint:
         }
 
 
+def candidate_id(pool: str, start: datetime) -> str:
+    """How a candidate is named: ``pool@start``."""
+    return f"{pool}@{iso(start)}"
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A pool and a start, weighed."""
@@ -259,7 +285,7 @@ class Candidate:
     @property
     def id(self) -> str:
         """``pool@start``."""
-        return f"{self.pool}@{iso(self.start)}"
+        return candidate_id(self.pool, self.start)
 
     @property
     def failed(self) -> tuple[Constraint, ...]:
@@ -283,6 +309,25 @@ class Candidate:
             "dominated_by": list(self.dominated_by),
             "score": self.score,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What to do with the task, without the reasons.
+
+    When denied, ``pool`` and ``start`` are None, and the rest is of the home pool started now.
+    """
+
+    action: Action
+    pool: str | None
+    start: datetime | None
+    score: float | None
+    penalty: float | None
+    utilisation: float | None
+    regime: Regime | None
+    budget: str | None
+    """Name of the budget that binds it most; None if that has no name, or there is none."""
+    latest_start: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +357,8 @@ class Decision:
     penalty: float | None
     utilisation: float | None
     regime: Regime | None
+    budget: str | None
+    """Name of the budget that penalty, utilisation and regime are of: the one that binds most."""
     latest_start: datetime
     weights: Mapping[str, float]
     """As used: objectives that are unknown have no entry."""
@@ -329,6 +376,7 @@ class Decision:
             "penalty": self.penalty,
             "utilisation": self.utilisation,
             "regime": self.regime,
+            "budget": self.budget,
             "latest_start": iso(self.latest_start),
             "weights": dict(self.weights),
             "candidates": [candidate.to_json() for candidate in self.candidates],

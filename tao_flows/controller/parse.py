@@ -54,8 +54,9 @@ def parse_request(request: object) -> DecisionRequest:
     """A request in the form of the CLI contract, checked field by field.
 
     Null stands for unknown in ``zone``, ``capacity_free``, ``energy_j``, ``runtime_s``, ``queue_wait_s``,
-    ``dispatch_energy_j``, ``pue``, ``price_per_h``, ``power_w``, a signal's value and the fields of ``signal_meta``;
-    elsewhere a null optional field counts as absent. A preference that names some weights sets the others to 0.
+    ``dispatch_energy_j``, ``pue``, ``price_per_h``, ``power_w``, a signal's value and the fields of ``signal_meta``
+    but ``follow``; elsewhere a null optional field counts as absent. A preference that names some weights sets the
+    others to 0. ``budget`` is one budget or a list of them, each with a ``name`` of its own.
 
     Raises:
         InputError: a field is missing, unknown, of the wrong type, out of range, not finite, or contradicts another;
@@ -70,7 +71,7 @@ def parse_request(request: object) -> DecisionRequest:
         task=_task(fields, now, pools),
         pools=pools,
         previous_regime=cast("Regime | None", _one_of(fields, "previous_regime", get_args(Regime))),
-        budget=_budget(fields),
+        budgets=_budgets(fields),
         signals=_signals(fields),
         signal_meta=_signal_meta(fields, now),
         slot_s=slot_s,
@@ -111,16 +112,30 @@ def _task(request: Fields, now: datetime, pools: tuple[Pool, ...]) -> Task:
     )
 
 
-def _budget(request: Fields) -> Budget | None:
+def _budgets(request: Fields) -> tuple[Budget, ...]:
     value = request.optional("budget")
     if value is None:
-        return None
-    fields = Fields(value, "budget", ("limit_j", "spent_j", "reserved_j", "ceiling_j"))
+        return ()
+    if not isinstance(value, (list, tuple)):
+        return (_budget(value, "budget"),)
+    budgets: dict[str | None, Budget] = {}
+    for item, path in items(value, "budget", "budgets"):
+        budget = _budget(item, path)
+        if budget.name in budgets:
+            problem = "a second budget has no name" if budget.name is None else f"{shown(budget.name)} is there twice"
+            refuse(f"{path}.name", problem, "give each budget its own name")
+        budgets[budget.name] = budget
+    return tuple(sorted(budgets.values(), key=lambda budget: budget.name or ""))
+
+
+def _budget(value: object, path: str) -> Budget:
+    fields = Fields(value, path, ("name", "limit_j", "spent_j", "reserved_j", "ceiling_j"))
     return Budget(
         limit_j=fields.positive("limit_j", "joules"),
         spent_j=fields.number("spent_j", "joules"),
         reserved_j=fields.number("reserved_j", "joules"),
         ceiling_j=fields.optional_positive("ceiling_j", "joules"),
+        name=None if fields.optional("name") is None else fields.text("name"),
     )
 
 
@@ -234,7 +249,7 @@ def _signal_meta(request: Fields, now: datetime) -> SignalMeta | None:
     value = request.optional("signal_meta")
     if value is None:
         return None
-    fields = Fields(value, "signal_meta", ("issued_at", "max_age_s", "margin"))
+    fields = Fields(value, "signal_meta", ("issued_at", "max_age_s", "margin", "follow"))
     for name in ("issued_at", "max_age_s", "margin"):
         fields.raw(name)
     issued_at = fields.optional_moment("issued_at")
@@ -244,6 +259,7 @@ def _signal_meta(request: Fields, now: datetime) -> SignalMeta | None:
         issued_at=issued_at,
         max_age_s=fields.number_or_unknown("max_age_s", "seconds"),
         margin=fields.number_or_unknown("margin", "a share"),
+        follow=fields.flag("follow", default=True),
     )
 
 

@@ -7,12 +7,18 @@ With ``u`` the share of the budget in use once the candidate has run:
 
 ``g`` is the weight ratio of cost to utility that ``P`` stands for. A budget of 100 J with 80 J in use and a task of
 0 J gives P = 1.1192; with 100 J in use, 1.5.
+
+Both rise with ``u``, and ``u`` with the candidate's joules. To rank candidates by P is therefore to rank them by
+their joules over the budget, and where energy is all that counts, the sigmoid chooses as no penalty at all would.
+It matters where energy is weighed against something else: there ``g`` says how much of the rest a joule is worth,
+and it does so exponentially, from 5e-5 in an empty budget through 1 in a full one.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from tao_flows.controller.model import Budget
@@ -40,7 +46,17 @@ def penalty_of(budget: Budget | None, predicted_j: float | None) -> Penalty:
         return Penalty(1.0, None, 0.0)
     if predicted_j is None:
         return Penalty(None, None, 0.0)
-    # A limit of a few attojoules is no reason for an infinity.
-    utilisation = min((budget.in_use_j + predicted_j) / budget.limit_j, sys.float_info.max)
+    utilisation = _utilisation(budget, predicted_j)
     exponent = min(KAPPA * (utilisation - 1.0), MAX_EXPONENT)
     return Penalty(1.0 + (P_MAX - 1.0) / (1.0 + math.exp(-exponent)), utilisation, math.exp(exponent))
+
+
+def binding(budgets: Iterable[Budget], predicted_j: float | None) -> Budget | None:
+    """The budget of which a candidate would leave most in use, by name among equals; None if there is none."""
+    joules = predicted_j or 0.0
+    return min(budgets, key=lambda budget: (-_utilisation(budget, joules), budget.name or ""), default=None)
+
+
+def _utilisation(budget: Budget, predicted_j: float) -> float:
+    # A limit of a few attojoules is no reason for an infinity.
+    return min((budget.in_use_j + predicted_j) / budget.limit_j, sys.float_info.max)

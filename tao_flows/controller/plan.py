@@ -1,8 +1,17 @@
-"""When a task must have started: one function, for what is allowed and for what is forced."""
+"""When a task may start: the latest start, one function for what is allowed and what is forced, and the grid to it."""
 
 from __future__ import annotations
 
-from tao_flows.controller.model import DecisionRequest, Pool, seconds_between
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Final
+
+from tao_flows.controller.model import DecisionRequest, Pool, seconds_between, us_between
+from tao_flows.units import US_PER_S
+
+MOST_STARTS: Final = 10_000
+"""Starts of a pool that are weighed: a month of five-minute slots. What lies beyond is not, however fine the slots."""
 
 
 def needed_s(request: DecisionRequest, pool: Pool) -> float | None:
@@ -25,6 +34,43 @@ def latest_start_s(request: DecisionRequest, pool: Pool) -> float:
         return latest_s
     rooms_s = [room_s for place in (pool, request.home) if (room_s := needed_s(request, place)) is not None]
     return min(latest_s, seconds_between(request.now, task.deadline) - max(rooms_s, default=0.0))
+
+
+def later_starts_us(request: DecisionRequest, pool: Pool, latest_s: float, settled_us: int) -> Sequence[int]:
+    """The starts in ``pool`` after now that the task may wait for, in microseconds from now.
+
+    They stand on the grid ``now + k * slot_s``, not before ``min_dwell_s`` and up to the latest start. A slot that has
+    no place left holds none. Nothing changes any more for a start ``settled_us`` from now or later, so that only the
+    first of those is there.
+    """
+    slot_us = request.slot_us
+    closed = _closed_us(request, pool)
+    first_us = max(math.ceil(request.min_dwell_s * US_PER_S / slot_us), 1) * slot_us
+    # A thousandth of a microsecond: what a sum of seconds in floating point may be short by.
+    last_us = math.floor(min(latest_s, _calendar_s(request)) * US_PER_S + 1e-3)
+    # Each closed slot bars one start at most, also the first one of those that are all alike.
+    alike_us = max(-(-settled_us // slot_us) * slot_us, first_us) + len(closed) * slot_us
+    last_us = min(last_us, alike_us, first_us + (MOST_STARTS - 1) * slot_us)
+    grid = range(first_us, last_us + 1, slot_us)
+    if not closed:
+        return grid
+    return [start_us for start_us in grid if not _within(start_us, closed, slot_us)]
+
+
+def _calendar_s(request: DecisionRequest) -> float:
+    """Seconds until the last year that a calendar has."""
+    return seconds_between(request.now, request.now.max.replace(tzinfo=request.now.tzinfo)) - 1.0
+
+
+def _closed_us(request: DecisionRequest, pool: Pool) -> list[int]:
+    """When the slots begin that have no place left for a planned start."""
+    return [us_between(request.now, start) for start, places in pool.capacity_by_slot if places == 0]
+
+
+def _within(start_us: int, closed_us: list[int], slot_us: int) -> bool:
+    """Whether a start falls in one of the slots that begin at ``closed_us``, in order."""
+    before = bisect_right(closed_us, start_us)
+    return before > 0 and start_us < closed_us[before - 1] + slot_us
 
 
 def slack_s(request: DecisionRequest) -> float:

@@ -9,7 +9,7 @@ the order of two. ``g`` is the priority that the budget's penalty gives to energ
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from tao_flows.controller.model import DecisionRequest, Objectives, Weights
 from tao_flows.controller.plan import slack_s
@@ -51,14 +51,16 @@ def references(request: DecisionRequest, home: Objectives) -> tuple[float, ...]:
     return (energy_j, carbon_g, max(home.cost or 0.0, least_cost), slack_s(request))
 
 
-def score_of(
-    objectives: Objectives, reference: tuple[float, ...], weights: Mapping[str, float], priority: float
-) -> float | None:
-    """J, less is better; None when no objective is both known and weighted."""
-    if not any(weights.values()):
-        return None
-    score = 0.0
-    for name, value, unit in zip(OBJECTIVES, objectives, reference, strict=True):
-        if value is not None:
-            score += weights[name] * (1.0 + priority if name == "energy" else 1.0) * value / unit
-    return score
+class Scale(NamedTuple):
+    """What a unit of each objective adds to the score: its weight over its reference. 0 where it is unknown."""
+
+    energy: float
+    carbon: float
+    cost: float
+    latency: float
+
+
+def scale_of(request: DecisionRequest, weights: Mapping[str, float], home: Objectives) -> Scale:
+    """The scale of a request, with the home pool started now as the reference."""
+    reference = references(request, home)
+    return Scale(*(weights.get(name, 0.0) / unit for name, unit in zip(OBJECTIVES, reference, strict=True)))

@@ -58,6 +58,20 @@ class FleetRow:
     """The method versions in the row; figures of different methods are not compared."""
 
 
+@dataclass(frozen=True, slots=True)
+class RunOverhead:
+    """What a run's tasks and its engine took, over the accounts of its hosts that know both; None where none does."""
+
+    namespace: str
+    flow: str
+    run_id: str
+    pool: str
+    """Where all of its tasks ran; empty where that is no one pool."""
+    started_wall_ns: int
+    tasks_uj: int | None
+    overhead_uj: int | None
+
+
 class Transaction(Protocol):
     """One transaction of a ledger. Statements take named parameters (``:name``) in either dialect."""
 
@@ -140,6 +154,10 @@ class Ledger(Protocol):
         """Totals by ``team``, ``flow`` or ``pool``, dearest first."""
         ...
 
+    def overheads(self, since_wall_ns: int) -> Sequence[RunOverhead]:
+        """The overhead of each run started since, in order of start."""
+        ...
+
     def reconcile(self, is_alive: Callable[[Segment], bool | None]) -> Sequence[RunKey]:
         """Marks as lost what is running by the ledger and dead by ``is_alive``; None means it cannot be said."""
         ...
@@ -147,7 +165,8 @@ class Ledger(Protocol):
     def transaction(self, *, write: bool = True) -> AbstractContextManager[Transaction]:
         """A transaction, committed at the end of the block and undone if the block raises.
 
-        One that writes is alone: on SQLite from its beginning, on Postgres for the rows it locks.
+        One that writes is alone: on SQLite from its beginning, on Postgres for the rows it locks. Inside the block the
+        ledger itself is not used: its one connection is taken.
         """
         ...
 

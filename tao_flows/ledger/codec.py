@@ -37,7 +37,7 @@ LOST_RUN: Final = "lost"
 
 # How much is known of a try or a run: an end says more than a loss, a loss more than a start; and an end whose
 # figures are complete more than one that waits for them.
-_STARTED, _LOST, _ENDED, _COMPLETE = range(4)
+_STARTED, _LOST, _ENDED, COMPLETE = range(4)
 
 
 def dump(record: object) -> str:
@@ -49,14 +49,14 @@ def dump(record: object) -> str:
     try:
         return json.dumps(record, default=_plain, sort_keys=True, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
-        raise bad_record(record, error) from error
+        raise bad_record(type(record).__name__, error) from error
 
 
-def bad_record(record: object, error: Exception) -> LedgerError:
+def bad_record(what: str, error: object) -> LedgerError:
     """The error for a record that no ledger could keep."""
     return LedgerError(
         "LEDGER_BAD_RECORD",
-        f"{type(record).__name__} cannot be written: {error}",
+        f"{what} cannot be written: {error}",
         "keep to numbers, texts, lists and mappings with text keys in what is given to tao-flows",
     )
 
@@ -75,15 +75,20 @@ def load(cls: type[T], body: str) -> T:
     Raises:
         LedgerError: LEDGER_CORRUPT, the body is no such record.
     """
-    hint: Any = cls
     try:
-        record: T = _reader(hint)(json.loads(body))
+        return read(cls, json.loads(body))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise LedgerError(
             "LEDGER_CORRUPT",
             f"a stored {cls.__name__} cannot be read: {error}",
             "restore a backup, or move the ledger away: a new one is then begun",
         ) from error
+
+
+def read(cls: type[T], value: object) -> T:
+    """The record that a decoded JSON value is. As ``load``, but raises what is wrong as Python says it."""
+    hint: Any = cls
+    record: T = _reader(hint)(value)
     return record
 
 
@@ -131,7 +136,7 @@ def task_row(record: TaskRecord) -> Row:
     """The row of a segment of a try."""
     measurement = record.measurement
     energy = measurement.energy if measurement else Figure.unknown(record.key.task)
-    ended = _ENDED if measurement is not None and measurement.pending else _COMPLETE
+    ended = _ENDED if measurement is not None and measurement.pending else COMPLETE
     phase = {TaskState.RUNNING: _STARTED, TaskState.LOST: _LOST}.get(record.state, ended)
     return {
         **_key(record.key),

@@ -8,13 +8,16 @@ import os
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 from tao_flows.clock import Clock, SystemClock
-from tao_flows.errors import LedgerError
-from tao_flows.ledger.base import FleetRow, History, Ledger, RunRef, Transaction
+from tao_flows.errors import LedgerError, TaoError
+from tao_flows.ledger.base import FleetRow, History, Ledger, RunOverhead, RunRef, Transaction
+from tao_flows.ledger.forward import drain, sink_of
+from tao_flows.ledger.spool import Spool
+from tao_flows.ledger.wireformat import Entry, deliver, encode, is_refusal
 from tao_flows.records import DecisionRecord, HostAccount, Incident, RunKey, RunRecord, Segment, TaskRecord
 from tao_flows.units import NS_PER_S
 
@@ -26,18 +29,19 @@ WAIT_S: Final = 0.5
 EXIT_S: Final = 2.0
 """How long the interpreter's end may wait for what is still unwritten."""
 
-_LOSING: Final = ("LEDGER_BAD_RECORD", "LEDGER_DROPPED")
+_DROPPED: Final = ("LEDGER_DROPPED", "SPOOL_DROPPED")
+_WHY: Final = "see what the ledger failed with"
 
-Record = RunRecord | TaskRecord | DecisionRecord | HostAccount | Incident
 
+@dataclass(slots=True)
+class _Waiting:
+    """A record, until the ledger holds it."""
 
-@dataclass(frozen=True, slots=True)
-class Unwritten:
-    """A record the ledger does not hold yet."""
-
-    record: Record
-    run: RunRef | None = None
-    """The run an account belongs to."""
+    entry: Entry
+    is_done: bool = False
+    """Written, refused for good, or dropped."""
+    is_kept: bool = False
+    """In the spool, too."""
 
 
 @dataclass
@@ -45,12 +49,19 @@ class _State:
     """One process's part: a forked child has none of its parent's records."""
 
     pid: int = field(default_factory=os.getpid)
-    queue: deque[Unwritten] = field(default_factory=deque)
+    queue: deque[_Waiting] = field(default_factory=deque)
+    unkept: deque[_Waiting] = field(default_factory=deque)
+    """What is not in the spool: of the queue, and what has since been written."""
     queue_lock: threading.Lock = field(default_factory=threading.Lock)
-    """Guards the queue; held for moments."""
+    """Guards both; held for moments."""
     writing: threading.Lock = field(default_factory=threading.Lock)
     """Held by the one thread that writes."""
+    spooling: threading.Lock = field(default_factory=threading.Lock)
+    """Held by the one thread that copies to the spool."""
     paused_until_ns: int = 0
+    spool_paused_until_ns: int = 0
+    look_ns: int = 0
+    """When the spool is next looked at for what can be written now."""
     failures: Counter[str] = field(default_factory=Counter)
     told: dict[str, tuple[int, int]] = field(default_factory=dict)
     """By code: when it was last told, and the count then."""
@@ -60,18 +71,23 @@ class SafeLedger:
     """Writes that never raise, and reads that do.
 
     What cannot be written is kept in memory and written in order later: by the next write once the pause after a
-    failure is over, by ``flush``, and at the interpreter's end. One write delays its caller by at most ``wait_s`` and
-    one call of ``inner`` (for SQLite its ``busy_timeout_s``), and after a failure nothing is tried for ``pause_s``. A
-    file system that hangs inside a system call is not bounded by this.
+    failure is over, by ``flush``, and at the interpreter's end. At once it is also copied to the spool, so that it
+    outlives this process, however that ends. What lies in the spool, of this process or of any other, is written by
+    whoever finds the ledger working: a write looks there at most once a pause. To be written twice does a record no
+    harm. One write delays its caller by at most ``wait_s`` and two calls of ``inner`` (for SQLite its
+    ``busy_timeout_s`` each), and after a failure nothing is tried for ``pause_s``. A file system that hangs inside a
+    system call is not bounded by this.
 
     Args:
         inner: the ledger written to and read from.
         incidents: told of failures, the same code at most once a pause, with the count since. It may write to this
             ledger.
         clock: monotonic time for the pause, wall time for the incidents.
-        capacity: records kept in memory; beyond it the oldest is dropped and counted as LEDGER_DROPPED.
+        capacity: records kept in memory; beyond it the oldest is forgotten. One that is not in the spool either is
+            counted as LEDGER_DROPPED.
         pause_s: how long nothing is tried after a failure.
         wait_s: how long one write waits for another thread's, and goes on writing what was left over.
+        spool: where unwritten records wait on disk, this ledger's own; None for nowhere.
     """
 
     def __init__(
@@ -83,9 +99,12 @@ class SafeLedger:
         capacity: int = CAPACITY,
         pause_s: float = PAUSE_S,
         wait_s: float = WAIT_S,
+        spool: Spool | None = None,
     ) -> None:
         self.url = inner.url
         self._inner = inner
+        self._sink = sink_of(inner)
+        self._spool = spool
         self._incidents = incidents
         self._clock = clock or SystemClock()
         self._capacity = capacity
@@ -95,25 +114,25 @@ class SafeLedger:
         atexit.register(self._last_flush)
 
     def put_run(self, run: RunRecord) -> None:
-        self._put(Unwritten(run))
+        self._put(Entry(run))
 
     def put_task(self, record: TaskRecord) -> None:
-        self._put(Unwritten(record))
+        self._put(Entry(record))
 
     def put_decision(self, record: DecisionRecord) -> None:
-        self._put(Unwritten(record))
+        self._put(Entry(record))
 
     def put_account(self, run: RunRef, account: HostAccount) -> None:
-        self._put(Unwritten(account, run))
+        self._put(Entry(account, run))
 
     def put_incident(self, incident: Incident) -> None:
-        self._put(Unwritten(incident))
+        self._put(Entry(incident))
 
-    def pending(self) -> tuple[Unwritten, ...]:
-        """The records the ledger does not hold yet, oldest first."""
+    def pending(self) -> tuple[Entry, ...]:
+        """The records in memory that the ledger does not hold yet, oldest first."""
         state = self._mine()
         with state.queue_lock:
-            return tuple(state.queue)
+            return tuple(waiting.entry for waiting in state.queue)
 
     @property
     def failures(self) -> Mapping[str, int]:
@@ -123,10 +142,13 @@ class SafeLedger:
     def flush(self, timeout_s: float = WAIT_S) -> bool:
         """Tries to write what is unwritten now, pause or not, beginning no record after ``timeout_s`` seconds.
 
-        Returns whether nothing is left. Never raises.
+        In the time that is left, what is in the spool. Returns whether nothing is left in memory. Never raises.
         """
         state = self._mine()
+        give_up_ns = self._clock.monotonic_ns() + round(timeout_s * NS_PER_S)
         self._drain(state, timeout_s, even_if_paused=True)
+        self._keep(state)
+        self._replay(state, give_up_ns, at_once=True)
         return not state.queue
 
     def find_runs(self, text: str) -> Sequence[RunRecord]:
@@ -156,6 +178,9 @@ class SafeLedger:
     def fleet(self, since_wall_ns: int, by: str) -> Sequence[FleetRow]:
         return self._inner.fleet(since_wall_ns, by)
 
+    def overheads(self, since_wall_ns: int) -> Sequence[RunOverhead]:
+        return self._inner.overheads(since_wall_ns)
+
     def reconcile(self, is_alive: Callable[[Segment], bool | None]) -> Sequence[RunKey]:
         return self._inner.reconcile(is_alive)
 
@@ -174,15 +199,79 @@ class SafeLedger:
             self._state = _State()
         return self._state
 
-    def _put(self, item: Unwritten) -> None:
-        state = self._mine()
+    def _put(self, entry: Entry) -> None:
+        state, waiting = self._mine(), _Waiting(entry)
+        give_up_ns = self._clock.monotonic_ns() + round(self._wait_s * NS_PER_S)
         with state.queue_lock:
-            state.queue.append(item)
-            dropped = [state.queue.popleft() for _ in range(len(state.queue) - self._capacity)]
-        for oldest in dropped:
-            summary = f"more than {self._capacity} records were unwritten"
-            self._failed(state, LedgerError("LEDGER_DROPPED", summary, "see what the ledger failed with"), oldest)
+            state.queue.append(waiting)
+            state.unkept.append(waiting)
         self._drain(state, self._wait_s)
+        self._keep(state)
+        self._forget_oldest(state)
+        self._replay(state, give_up_ns)
+
+    def _keep(self, state: _State, *, even_if_paused: bool = False) -> None:
+        """Copies to the spool what is neither there nor written."""
+        with state.queue_lock:
+            while state.unkept and state.unkept[0].is_done:
+                state.unkept.popleft()
+            if not state.unkept or self._spool is None:
+                state.unkept.clear()
+                return
+        if self._clock.monotonic_ns() < state.spool_paused_until_ns and not even_if_paused:
+            return
+        with state.spooling:
+            with state.queue_lock:
+                new, state.unkept = [each for each in state.unkept if not each.is_done], deque()
+            failure = self._copy(state, self._spool, new)
+        if failure is not None:
+            self._failed(state, failure)
+
+    def _copy(self, state: _State, spool: Spool, new: list[_Waiting]) -> LedgerError | None:
+        lines: list[bytes] = []
+        copied: list[_Waiting] = []
+        for waiting in new:
+            try:
+                lines.append(encode(waiting.entry))
+                copied.append(waiting)
+            except LedgerError:  # no ledger could keep it, or it is too long for the spool: memory holds it
+                continue
+        try:
+            dropped = spool.append(lines)
+        except LedgerError as error:
+            with state.queue_lock:
+                state.unkept.extendleft(reversed(copied))
+            state.spool_paused_until_ns = self._clock.monotonic_ns() + self._pause_ns
+            return error
+        for waiting in copied:
+            waiting.is_kept = True
+        return LedgerError("SPOOL_DROPPED", f"{spool.directory} was full", _WHY) if dropped else None
+
+    def _forget_oldest(self, state: _State) -> None:
+        with state.queue_lock:
+            forgotten = [state.queue.popleft() for _ in range(len(state.queue) - self._capacity)]
+            for oldest in forgotten:
+                oldest.is_done = True
+        for oldest in forgotten:
+            if not oldest.is_kept:
+                summary = f"more than {self._capacity} records were unwritten"
+                self._failed(state, LedgerError("LEDGER_DROPPED", summary, _WHY), oldest.entry)
+
+    def _replay(self, state: _State, give_up_ns: int, *, at_once: bool = False) -> None:
+        """Writes what lies in the spool, this process's or not, if the ledger works and it is time to look."""
+        now_ns = self._clock.monotonic_ns()
+        if self._spool is None or state.queue:
+            return
+        if not at_once and now_ns < max(state.look_ns, state.paused_until_ns):
+            return
+        state.look_ns = now_ns + self._pause_ns
+        if not self._spool.has_records():
+            return
+        drained = drain(self._spool.directory, self._sink, timeout_s=max(0, give_up_ns - now_ns) / NS_PER_S)
+        if drained.error is not None:
+            if not drained.error.code.startswith("SPOOL"):
+                state.paused_until_ns = self._clock.monotonic_ns() + self._pause_ns
+            self._failed(state, drained.error)
 
     def _drain(self, state: _State, timeout_s: float, *, even_if_paused: bool = False) -> None:
         """Writes the queue in order until it is empty, the ledger fails or the time is up."""
@@ -191,7 +280,7 @@ class SafeLedger:
             return
         if not state.writing.acquire(timeout=timeout_s):
             return  # the thread that writes takes our record along, or leaves it to the next write
-        failures: list[tuple[Exception, Unwritten]] = []
+        failures: list[tuple[Exception, _Waiting]] = []
         try:
             while even_if_paused or not self._is_paused(state):
                 item = self._next(state)
@@ -200,28 +289,30 @@ class SafeLedger:
                 failure = self._write(state, item)
                 if failure is not None:
                     failures.append((failure, item))
-                    if not _is_the_records_fault(failure):
+                    if not is_refusal(failure):
                         break
                 if self._clock.monotonic_ns() >= give_up_ns:
                     break
         finally:
             state.writing.release()
         for failure, item in failures:
-            self._failed(state, failure, item)
+            self._failed(state, failure, item.entry)
 
     def _is_paused(self, state: _State) -> bool:
         return self._clock.monotonic_ns() < state.paused_until_ns
 
-    def _next(self, state: _State) -> Unwritten | None:
+    def _next(self, state: _State) -> _Waiting | None:
         with state.queue_lock:
             return state.queue.popleft() if state.queue else None
 
-    def _write(self, state: _State, item: Unwritten) -> Exception | None:
+    def _write(self, state: _State, item: _Waiting) -> Exception | None:
         """Writes one record; a failure keeps it and begins a pause, unless no ledger could ever keep it."""
         try:
-            self._hand_over(item)
+            deliver(self._inner, item.entry)
         except BaseException as error:  # an engine may interrupt the thread here: the record must not be lost
-            if isinstance(error, LedgerError) and _is_the_records_fault(error):
+            if isinstance(error, LedgerError) and is_refusal(error):
+                item.is_done = True
+                self._set_aside(item.entry)
                 return error
             with state.queue_lock:
                 state.queue.appendleft(item)
@@ -229,22 +320,16 @@ class SafeLedger:
                 raise
             state.paused_until_ns = self._clock.monotonic_ns() + self._pause_ns
             return error
+        item.is_done = True
+        state.paused_until_ns = 0
         return None
 
-    def _hand_over(self, item: Unwritten) -> None:
-        record = item.record
-        if isinstance(record, TaskRecord):
-            self._inner.put_task(record)
-        elif isinstance(record, RunRecord):
-            self._inner.put_run(record)
-        elif isinstance(record, DecisionRecord):
-            self._inner.put_decision(record)
-        elif isinstance(record, Incident):
-            self._inner.put_incident(record)
-        elif item.run is not None:
-            self._inner.put_account(item.run, record)
+    def _set_aside(self, entry: Entry) -> None:
+        if self._spool is not None:
+            with suppress(LedgerError):  # what has no JSON form cannot be kept anywhere
+                self._spool.set_aside([encode(entry)])
 
-    def _failed(self, state: _State, error: Exception, item: Unwritten) -> None:
+    def _failed(self, state: _State, error: Exception, entry: Entry | None = None) -> None:
         """Counts a failure, logs the first of its kind, and tells of it."""
         code, summary, remedy = _said(error)
         now_ns = self._clock.monotonic_ns()
@@ -256,9 +341,8 @@ class SafeLedger:
                 return
             state.told[code] = (now_ns, count)
         if not told_count:
-            fate = "the record is lost" if code in _LOSING else "records are kept in memory and written when it works"
-            log.warning("%s: %s (%s); %s", code, summary, remedy, fate)
-        run_id, task = _names(item)
+            log.warning("%s: %s (%s); %s", code, summary, remedy, self._fate(error))
+        run_id, task = _names(entry)
         if self._incidents is None:
             return
         try:
@@ -266,26 +350,43 @@ class SafeLedger:
         except Exception:
             log.warning("the listener for incidents failed", exc_info=True)
 
+    def _fate(self, error: Exception) -> str:
+        code = _said(error)[0]
+        if is_refusal(error):
+            return "the record is not written"
+        if code in _DROPPED:
+            return "the oldest records are lost"
+        where = "memory" if self._spool is None or code.startswith("SPOOL") else self._spool.directory
+        return f"records are kept in {where} and written when it works"
+
     def _last_flush(self, timeout_s: float = EXIT_S) -> None:
-        if self._mine().queue and not self.flush(timeout_s):
-            log.warning("%d unwritten records are lost: %s could not take them", len(self.pending()), self.url)
-
-
-def _is_the_records_fault(error: Exception) -> bool:
-    return isinstance(error, LedgerError) and error.code == "LEDGER_BAD_RECORD"
+        state = self._mine()
+        if not state.queue:
+            return
+        # An outage keeps no process from its end: what is in the spool is safe there.
+        if not self._is_paused(state) or not all(waiting.is_kept for waiting in state.queue):
+            self.flush(timeout_s)
+            self._keep(state, even_if_paused=True)
+        kept = sum(waiting.is_kept for waiting in state.queue)
+        if lost := len(state.queue) - kept:
+            log.warning("%d unwritten records are lost: %s could not take them", lost, self.url)
+        elif kept and self._spool is not None:
+            log.info("%d records are in %s until %s takes them", kept, self._spool.directory, self.url)
 
 
 def _said(error: Exception) -> tuple[str, str, str]:
-    if isinstance(error, LedgerError):
+    if isinstance(error, TaoError):
         return error.code, error.summary, error.remedy
     return "LEDGER_FAILED", f"{type(error).__name__}: {error}", "please report this"
 
 
-def _names(item: Unwritten) -> tuple[str, str]:
+def _names(entry: Entry | None) -> tuple[str, str]:
     """The run and the task a record is of."""
-    record = item.record
+    if entry is None:
+        return "", ""
+    record = entry.record
     if isinstance(record, (TaskRecord, DecisionRecord)):
         return record.key.run_id, record.key.task
     if isinstance(record, HostAccount):
-        return (item.run.run_id if item.run else ""), ""
+        return (entry.run.run_id if entry.run else ""), ""
     return record.run_id, record.task if isinstance(record, Incident) else ""

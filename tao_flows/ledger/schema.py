@@ -1,13 +1,10 @@
-"""The SQLite schema: definition, versions, and every statement run against it."""
+"""The schema: definition, versions, and the statements run against it, the same on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
-import sqlite3
-import time
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
-
-from tao_flows.errors import LedgerError
 
 APPLICATION_ID: Final = 0x54414F46
 """``TAOF``, in the file's header: tells our file from another program's."""
@@ -60,37 +57,49 @@ _VERSION_2: Final = (
     "ALTER TABLE tasks ADD COLUMN size REAL",
     """CREATE TABLE budgets (
     name TEXT PRIMARY KEY, body TEXT NOT NULL, regime TEXT NOT NULL DEFAULT 'standard',
-    changed_wall_ns INTEGER NOT NULL)""",
+    changed_wall_ns INTEGER NOT NULL, swept_wall_ns INTEGER NOT NULL DEFAULT 0)""",
     # What is promised to work that is not settled yet; counted until it is settled or its lease runs out.
     """CREATE TABLE reservations (
     budget TEXT NOT NULL, holder TEXT NOT NULL, amount_uj INTEGER NOT NULL,
     made_wall_ns INTEGER NOT NULL, lease_until_wall_ns INTEGER NOT NULL, PRIMARY KEY (budget, holder))""",
-    "CREATE INDEX reservations_lease ON reservations (lease_until_wall_ns)",
-    # What was charged, by whom: a record that is written twice is charged once.
+    "CREATE INDEX reservations_lease ON reservations (budget, lease_until_wall_ns, amount_uj)",
+    "CREATE INDEX reservations_holder ON reservations (holder)",
+    # What was charged, by whom: a record that is written twice is charged once. No amount: its energy is unknown.
     """CREATE TABLE charges (
-    budget TEXT NOT NULL, holder TEXT NOT NULL, segment TEXT NOT NULL, amount_uj INTEGER NOT NULL,
-    bucket_wall_ns INTEGER NOT NULL, PRIMARY KEY (budget, holder, segment))""",
-    "CREATE INDEX charges_age ON charges (bucket_wall_ns)",
+    budget TEXT NOT NULL, holder TEXT NOT NULL, segment TEXT NOT NULL, amount_uj INTEGER,
+    charged_wall_ns INTEGER NOT NULL, PRIMARY KEY (budget, holder, segment))""",
+    "CREATE INDEX charges_age ON charges (budget, charged_wall_ns)",
     # The charges summed by budget and short span of time: a window is a few rows, however many tasks ran in it.
     """CREATE TABLE spending (
     budget TEXT NOT NULL, bucket_wall_ns INTEGER NOT NULL, spent_uj INTEGER NOT NULL,
-    PRIMARY KEY (budget, bucket_wall_ns))""",
+    unknown_runs INTEGER NOT NULL, PRIMARY KEY (budget, bucket_wall_ns))""",
     f"""CREATE TABLE deferrals (
-    {_KEY_DDL}, state TEXT NOT NULL, pool TEXT NOT NULL, start_wall_ns INTEGER NOT NULL,
-    latest_wall_ns INTEGER NOT NULL, changed_wall_ns INTEGER NOT NULL, body TEXT NOT NULL,
+    {_KEY_DDL}, state TEXT NOT NULL, pool TEXT NOT NULL, ready_wall_ns INTEGER NOT NULL,
+    start_wall_ns INTEGER NOT NULL, latest_wall_ns INTEGER NOT NULL, reason TEXT NOT NULL, said_by TEXT NOT NULL,
+    changed_wall_ns INTEGER NOT NULL,
     PRIMARY KEY (engine, namespace, run_id, flow, task, instance, try_number))""",
-    "CREATE INDEX deferrals_open ON deferrals (start_wall_ns) WHERE state IN ('waiting', 'released')",
+    "CREATE INDEX deferrals_open ON deferrals (pool, start_wall_ns) WHERE state IN ('waiting', 'released')",
+    # What holds for all writers at once; a row of it is also what plans of deferrals wait for, one by one.
+    "CREATE TABLE flags (name TEXT PRIMARY KEY, is_set INTEGER NOT NULL, said_by TEXT NOT NULL)",
+    "INSERT INTO flags VALUES ('draining', 0, '')",
     "CREATE TABLE pools (pool_id TEXT PRIMARY KEY, body TEXT NOT NULL, changed_wall_ns INTEGER NOT NULL)",
     """CREATE TABLE pool_states (
     pool_id TEXT NOT NULL, source TEXT NOT NULL, body TEXT NOT NULL, seen_wall_ns INTEGER NOT NULL,
     PRIMARY KEY (pool_id, source))""",
-    # Forecasts as they were issued, and what came true: a row with no horizon is an actual value.
+    # Forecasts as they were issued, and what came true.
     """CREATE TABLE forecasts (
     signal TEXT NOT NULL, zone TEXT NOT NULL, issued_wall_ns INTEGER NOT NULL, body TEXT NOT NULL,
     PRIMARY KEY (signal, zone, issued_wall_ns))""",
+    """CREATE TABLE signal_values (
+    signal TEXT NOT NULL, zone TEXT NOT NULL, start_wall_ns INTEGER NOT NULL, value REAL NOT NULL,
+    PRIMARY KEY (signal, zone, start_wall_ns))""",
 )
 MIGRATIONS: Final = (_VERSION_1, _VERSION_2)
 """Statements by version. The schema's version is their number; a published one is never edited."""
+CONTRACT: Final = 1
+"""The oldest version whose statements write into this schema still: a later version that takes something away raises it."""
+TABLES: Final = ("runs", "tasks", "decisions", "accounts", "incidents", "budgets", "deferrals", "pools", "forecasts")
+"""The tables that are counted to show what a ledger holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +115,18 @@ class Table:
 
     def upsert(self, columns: tuple[str, ...]) -> str:
         """The statement that writes one row of named parameters."""
-        new = ", ".join(f"excluded.{column}" for column in self.order)
-        old = ", ".join(f"{self.name}.{column}" for column in self.order)
-        changes = ", ".join(f"{column} = excluded.{column}" for column in columns if column not in self.key)
-        return (
-            f"INSERT INTO {self.name} ({', '.join(columns)}) VALUES ({', '.join(f':{c}' for c in columns)}) "
-            f"ON CONFLICT ({', '.join(self.key)}) DO UPDATE SET {changes} WHERE ({new}) > ({old})"
-        )
+        return _upsert(self, columns)
+
+
+@cache
+def _upsert(table: Table, columns: tuple[str, ...]) -> str:
+    new = ", ".join(f"excluded.{column}" for column in table.order)
+    old = ", ".join(f"{table.name}.{column}" for column in table.order)
+    changes = ", ".join(f"{column} = excluded.{column}" for column in columns if column not in table.key)
+    return (
+        f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES ({', '.join(f':{c}' for c in columns)}) "
+        f"ON CONFLICT ({', '.join(table.key)}) DO UPDATE SET {changes} WHERE ({new}) > ({old})"
+    )
 
 
 # A run can be taken up again after its end (a retry of the flow): the latest start or end holds.
@@ -126,13 +140,23 @@ INCIDENTS: Final = Table("incidents", ("run_id", "code", "task", "wall_ns"), ("c
 
 _OF_RUN: Final = "engine = :engine AND namespace = :namespace AND run_id = :run_id"
 _SAME_TRY: Final = " AND ".join(f"part.{column} = last.{column}" for column in _KEY)
+# A key decides where the clock does not: what is shown depends on what was written, not on when.
+_NEWEST: Final = "ORDER BY started_wall_ns DESC, run_id, flow"
+_INCIDENTS: Final = """SELECT code, summary, remedy, wall_ns, total, run_id, task FROM (
+        SELECT code, summary, remedy, wall_ns, run_id, task,
+            sum(count) OVER (PARTITION BY run_id, code, task) AS total,
+            row_number() OVER (PARTITION BY run_id, code, task ORDER BY wall_ns DESC) AS age
+        FROM incidents {where}) counted
+    WHERE age = 1 ORDER BY wall_ns, run_id, code, task"""
+_PART_OF_RUN: Final = "part.engine = run.engine AND part.namespace = run.namespace AND part.run_id = run.run_id"
+_KNOWN_SHARE: Final = "part.flow IN ('', run.flow) AND tasks_uj IS NOT NULL AND overhead_uj IS NOT NULL"
 
 QUERIES: Final = {
-    "runs": "SELECT body FROM runs WHERE started_wall_ns >= :since ORDER BY started_wall_ns DESC LIMIT :limit",
-    "runs_of_flow": "SELECT body FROM runs WHERE flow = :flow ORDER BY started_wall_ns DESC LIMIT :limit",
-    "runs_by_id": "SELECT body FROM runs WHERE run_id = :text ORDER BY started_wall_ns DESC",
-    "runs_by_name": "SELECT body FROM runs WHERE name = :text ORDER BY started_wall_ns DESC",
-    "runs_by_prefix": "SELECT body FROM runs WHERE run_id >= :text AND run_id < :end ORDER BY started_wall_ns DESC",
+    "runs": f"SELECT body FROM runs WHERE started_wall_ns >= :since {_NEWEST} LIMIT :limit",
+    "runs_of_flow": f"SELECT body FROM runs WHERE flow = :flow {_NEWEST} LIMIT :limit",
+    "runs_by_id": f"SELECT body FROM runs WHERE run_id = :text {_NEWEST}",
+    "runs_by_name": f"SELECT body FROM runs WHERE name = :text {_NEWEST}",
+    "runs_by_prefix": f"SELECT body FROM runs WHERE run_id >= :text AND run_id < :end {_NEWEST}",
     "runs_open": "SELECT body FROM runs WHERE state = 'running' AND started_wall_ns >= 0",
     "tasks": f"""SELECT body FROM tasks WHERE {_OF_RUN} AND :flow IN ('', flow)
         ORDER BY started_wall_ns, task, instance, try_number, segment""",
@@ -141,83 +165,46 @@ QUERIES: Final = {
         ORDER BY decided_wall_ns, task, instance, try_number""",
     "accounts": f"""SELECT body FROM accounts WHERE {_OF_RUN} AND (:flow = '' OR flow IN ('', :flow))
         ORDER BY host, time_window""",
-    # `max` picks the row the bare columns come from: the latest occurrence speaks for all.
-    "incidents": """SELECT code, summary, remedy, max(wall_ns), sum(count), run_id, task FROM incidents
-        WHERE run_id = :run_id GROUP BY run_id, code, task ORDER BY 4, code, task""",
-    "incidents_all": """SELECT code, summary, remedy, max(wall_ns), sum(count), run_id, task FROM incidents
-        GROUP BY run_id, code, task ORDER BY 4, run_id, code, task""",
+    # The latest occurrence speaks for all.
+    "incidents": _INCIDENTS.format(where="WHERE run_id = :run_id"),
+    "incidents_all": _INCIDENTS.format(where=""),
     # A try is its segments' sum; the completed segment that started last stands for it. An energy that lacks a part,
-    # or mixes methods, is left out of the sums rather than understated.
+    # or mixes methods, is left out of the sums rather than understated. Counted and not asked for as EXISTS, which
+    # PostgreSQL may turn into a join with every row there is; a truth, which it takes for as likely as not, so that it
+    # looks at the newest first.
     "history": f"""SELECT
         (SELECT CASE WHEN count(*) = count(part.energy_uj) AND min(part.method) = max(part.method)
             THEN sum(part.energy_uj) END FROM tasks part WHERE {_SAME_TRY}),
         (SELECT CASE WHEN count(*) = count(part.wall_s) THEN sum(part.wall_s) END FROM tasks part WHERE {_SAME_TRY}),
         last.size, last.started_wall_ns
         FROM tasks last
-        WHERE task = :task AND pool = :pool AND method = :method AND state = 'completed' AND NOT EXISTS (
-            SELECT 1 FROM tasks part WHERE {_SAME_TRY} AND part.state = 'completed'
+        WHERE task = :task AND pool = :pool AND method = :method AND state = 'completed' AND (
+            SELECT count(*) = 0 FROM tasks part WHERE {_SAME_TRY} AND part.state = 'completed'
             AND (part.started_wall_ns, part.segment) > (last.started_wall_ns, last.segment))
-        ORDER BY started_wall_ns DESC LIMIT :limit""",
+        {_NEWEST}, instance, try_number LIMIT :limit""",
     "spent": """SELECT coalesce(sum(energy_uj), 0) FROM tasks
         WHERE budget = :budget AND budget <> '' AND started_wall_ns >= :since""",
     # {by} is one of GROUPS, never a caller's text.
     "fleet_figures": """SELECT {by}, task, state, quality, sources, method,
         count(*), sum(energy_uj), sum(low_uj), sum(high_uj), sum(coverage), sum(cpu_s)
-        FROM tasks WHERE started_wall_ns >= :since GROUP BY 1, 2, 3, 4, 5, 6""",
+        FROM tasks WHERE started_wall_ns >= :since GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY 1, 2, 3, 4, 5, 6""",
+    # Left to itself, SQLite walks the whole table in order of its key to find what is distinct: {by_start} forbids that.
     "fleet_runs": """SELECT grp, engine, namespace, run_id, flow, count(*) FROM (
             SELECT DISTINCT {by} AS grp, engine, namespace, run_id, flow, task, instance, try_number
-            FROM tasks WHERE started_wall_ns >= :since)
+            FROM tasks {by_start} WHERE started_wall_ns >= :since) tries
         GROUP BY 1, 2, 3, 4, 5""",
-    # Left to itself, SQLite walks the whole table in order of its key to find what is distinct.
     "fleet_accounts": """SELECT run.engine, run.namespace, run.run_id, run.flow, sum(tasks_uj), sum(overhead_uj) FROM (
             SELECT DISTINCT engine, namespace, run_id, flow
-            FROM tasks INDEXED BY tasks_started WHERE started_wall_ns >= :since) run
-        CROSS JOIN accounts account ON account.engine = run.engine AND account.namespace = run.namespace
+            FROM tasks {by_start} WHERE started_wall_ns >= :since) run
+        CROSS JOIN accounts account WHERE account.engine = run.engine AND account.namespace = run.namespace
             AND account.run_id = run.run_id AND account.flow IN ('', run.flow)
-        WHERE tasks_uj IS NOT NULL AND overhead_uj IS NOT NULL GROUP BY 1, 2, 3, 4""",
+            AND tasks_uj IS NOT NULL AND overhead_uj IS NOT NULL GROUP BY 1, 2, 3, 4""",
+    # An account that lacks either line tells no share. Sub-queries, for a join would walk all runs in order of their key.
+    "overheads": f"""SELECT namespace, flow, run_id, (
+            SELECT CASE WHEN min(pool) = max(pool) THEN min(pool) END FROM tasks part WHERE {_PART_OF_RUN}
+            AND part.flow = run.flow), started_wall_ns,
+        (SELECT sum(tasks_uj) FROM accounts part WHERE {_PART_OF_RUN} AND {_KNOWN_SHARE}),
+        (SELECT sum(overhead_uj) FROM accounts part WHERE {_PART_OF_RUN} AND {_KNOWN_SHARE})
+        FROM runs run WHERE started_wall_ns >= :since ORDER BY started_wall_ns, namespace, flow, run_id""",
 }
 GROUPS: Final = ("team", "flow", "pool")
-
-
-def check(connection: sqlite3.Connection, name: str) -> int:
-    """The schema version of a ledger, 0 for an empty file.
-
-    Raises:
-        LedgerError: LEDGER_FOREIGN, another program's database; LEDGER_NEWER, a later version's ledger.
-    """
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if application != APPLICATION_ID and (application or version or objects):
-        raise LedgerError(
-            "LEDGER_FOREIGN", f"{name} is another program's database", "set TAO_FLOWS_LEDGER to a file of its own"
-        )
-    if version > len(MIGRATIONS):
-        raise LedgerError(
-            "LEDGER_NEWER",
-            f"{name} has schema version {version}, this tao-flows knows up to {len(MIGRATIONS)}",
-            "upgrade tao-flows here, or set TAO_FLOWS_LEDGER to another file",
-        )
-    return int(version)
-
-
-def migrate(connection: sqlite3.Connection, name: str) -> None:
-    """Brings a ledger to this version's schema in one transaction; several processes may try at once."""
-    if check(connection, name) == len(MIGRATIONS):
-        return
-    from tao_flows import __version__
-
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        # Read again under the lock: another process can have been first.
-        for version in range(check(connection, name), len(MIGRATIONS)):
-            for statement in MIGRATIONS[version]:
-                connection.execute(statement)
-            connection.execute("INSERT INTO meta VALUES (?, ?, ?)", (version + 1, time.time_ns(), __version__))
-            connection.execute(f"PRAGMA user_version = {version + 1}")
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:  # SQLite has already rolled back where the disk was full
-            connection.execute("ROLLBACK")
-        raise

@@ -7,25 +7,31 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from tao_flows.errors import InputError, LedgerError
-from tao_flows.figures import METHOD
+from tao_flows.errors import LedgerError
 from tao_flows.ledger import codec, schema
-from tao_flows.ledger.base import FleetRow, History, RunRef, Settled, Transaction
-from tao_flows.ledger.fleet import fleet_rows
-from tao_flows.records import DecisionRecord, HostAccount, Incident, RunKey, RunRecord, Segment, TaskRecord, TaskState
+from tao_flows.ledger.base import Transaction
+from tao_flows.ledger.codec import Row
+from tao_flows.ledger.migrations import (
+    EMPTY,
+    MIGRATE_TIMEOUT_S,
+    Migration,
+    Standing,
+    expand,
+    foreign,
+    plan,
+    require_current,
+    require_known,
+)
+from tao_flows.ledger.relational import BUSY_TIMEOUT_S, RelationalLedger
 
-T = TypeVar("T")
-
-BUSY_TIMEOUT_S: Final = 0.5
-_PREFIX_LENGTH: Final = 4
-_ALL: Final = -1
-"""SQLite's LIMIT for no limit."""
+_AT_REST: Final = "mode=ro&immutable=1"
+"""How a file is opened beside which nothing can be written."""
 
 # What SQLite's message says, the code, the remedy. Messages and not codes: Python 3.10 has no `sqlite_errorcode`.
 _CAUSES: Final = (
@@ -85,16 +91,16 @@ class _Transaction:
         self._connection = connection
 
     def execute(self, statement: str, /, **parameters: object) -> list[tuple[Any, ...]]:
-        return self._connection.execute(statement, parameters).fetchall()
+        return _run(self._connection, statement, parameters).fetchall()
 
     def change(self, statement: str, /, **parameters: object) -> int:
-        return self._connection.execute(statement, parameters).rowcount
+        return _run(self._connection, statement, parameters).rowcount
 
     def now_ns(self) -> int:
         return time.time_ns()  # every process that opens the file shares this host's clock
 
 
-class SqliteLedger:
+class SqliteLedger(RelationalLedger):
     """Keeps records in one SQLite file in WAL mode. Safe to share between threads and across forks.
 
     Nothing is opened or created before the first read or write.
@@ -105,114 +111,24 @@ class SqliteLedger:
 
     Raises (every method):
         LedgerError: LEDGER_READ_ONLY, LEDGER_FULL, LEDGER_CORRUPT, LEDGER_BUSY, LEDGER_UNREACHABLE, LEDGER_FOREIGN,
-            LEDGER_NEWER or, for a record that has no JSON form, LEDGER_BAD_RECORD. The file is never removed or moved.
+            LEDGER_NEWER, LEDGER_OLDER or, for a record that has no JSON form, LEDGER_BAD_RECORD. The file is never removed or moved.
     """
+
+    dialect = "sqlite"
+    is_shared = False
+    _by_start = "INDEXED BY tasks_started"
 
     def __init__(self, path: str | Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
         self.path = Path(path).expanduser().absolute()
         self.url = f"sqlite:///{self.path}"
+        self._wal = self.path.with_name(self.path.name + "-wal")
         self._busy_timeout_s = busy_timeout_s
         self._handle = _Handle()
 
-    def put_run(self, run: RunRecord) -> None:
-        self._write(schema.RUNS, codec.run_row, run)
-
-    def put_task(self, record: TaskRecord) -> None:
-        self._write(schema.TASKS, codec.task_row, record)
-
-    def put_decision(self, record: DecisionRecord) -> None:
-        self._write(schema.DECISIONS, codec.decision_row, record)
-
-    def put_account(self, run: RunRef, account: HostAccount) -> None:
-        self._write(schema.ACCOUNTS, lambda part: codec.account_row(run, part), account)
-
-    def put_incident(self, incident: Incident) -> None:
-        self._write(schema.INCIDENTS, codec.incident_row, incident)
-
-    def find_runs(self, text: str) -> Sequence[RunRecord]:
-        """The runs ``text`` names, newest first: the first of these that finds any.
-
-        ``latest``; a whole run id; a run's name; ``flow/`` and any of these; the first four or more characters of a
-        run id. More than one answer means that ``text`` is ambiguous.
-        """
-        if not text:
-            return []
-        if text == "latest":
-            return self._load(RunRecord, "runs", since=0, limit=1)
-        found = self._load(RunRecord, "runs_by_id", text=text) or self._load(RunRecord, "runs_by_name", text=text)
-        if not found and "/" in text:
-            flow, _, rest = text.partition("/")
-            if rest == "latest":
-                return self._load(RunRecord, "runs_of_flow", flow=flow, limit=1)
-            found = [run for run in self.find_runs(rest) if run.flow == flow]
-        if not found and len(text) >= _PREFIX_LENGTH:
-            found = self._load(RunRecord, "runs_by_prefix", text=text, end=text + "\U0010ffff")
-        return found
-
-    def runs(self, since_wall_ns: int = 0) -> Sequence[RunRecord]:
-        return self._load(RunRecord, "runs", since=since_wall_ns, limit=_ALL)
-
-    def tasks(self, run: RunRef) -> Sequence[TaskRecord]:
-        return self._load(TaskRecord, "tasks", **_of_run(run))
-
-    def decisions(self, run: RunRef) -> Sequence[DecisionRecord]:
-        return self._load(DecisionRecord, "decisions", **_of_run(run))
-
-    def accounts(self, run: RunRef) -> Sequence[HostAccount]:
-        return self._load(HostAccount, "accounts", **_of_run(run))
-
-    def incidents(self, run: RunRef | None = None) -> Sequence[Incident]:
-        query = schema.QUERIES["incidents" if run else "incidents_all"]
-        return [Incident(*row) for row in self._read(query, run_id=run.run_id if run else "")]
-
-    def history(self, task: str, pool: str, limit: int = 50) -> History:
-        """The last ``limit`` completed tries of a task in a pool under the present method, newest first."""
-        rows = self._read(schema.QUERIES["history"], task=task, pool=pool, method=METHOD, limit=limit)
-        return History(tuple(Settled(*row) for row in rows))
-
-    def spent_uj(self, budget: str, since_wall_ns: int) -> int:
-        return int(self._read(schema.QUERIES["spent"], budget=budget, since=since_wall_ns)[0][0])
-
-    def fleet(self, since_wall_ns: int, by: str) -> Sequence[FleetRow]:
-        """Totals over the tasks started since, dearest first.
-
-        Raises:
-            InputError: FLEET_GROUP, ``by`` is not ``team``, ``flow`` or ``pool``.
-        """
-        if by not in schema.GROUPS:
-            raise InputError("FLEET_GROUP", f"{by!r} is no grouping", f"group by {', '.join(schema.GROUPS)}")
-        return fleet_rows(
-            figures=self._read(schema.QUERIES["fleet_figures"].format(by=by), since=since_wall_ns),
-            runs=self._read(schema.QUERIES["fleet_runs"].format(by=by), since=since_wall_ns),
-            accounts=self._read(schema.QUERIES["fleet_accounts"], since=since_wall_ns),
-        )
-
-    def reconcile(self, is_alive: Callable[[Segment], bool | None]) -> Sequence[RunKey]:
-        """Marks as lost the running tasks and runs whose process is dead; the keys of those tasks.
-
-        An end that is written later still takes the place of the loss.
-        """
-        for run in self._load(RunRecord, "runs_open"):
-            if is_alive(run.segment) is False:
-                self.put_run(replace(run, state=codec.LOST_RUN, ended_wall_ns=None))
-        lost = [
-            replace(task, state=TaskState.LOST, ended_wall_ns=None, measurement=None)
-            for task in self._load(TaskRecord, "tasks_open")
-            if is_alive(task.segment) is False
-        ]
-        return [record.key for record in lost if self._write(schema.TASKS, codec.task_row, record)]
-
     @contextmanager
     def transaction(self, *, write: bool = True) -> Iterator[Transaction]:
-        with self._connection() as connection:
-            connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-            try:
-                yield _Transaction(connection)
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:  # SQLite has already rolled back where the disk was full
-                    connection.execute("ROLLBACK")
-                raise
+        with self._connection() as connection, _begun(connection, "IMMEDIATE" if write else "") as transaction:
+            yield transaction
 
     def close(self) -> None:
         with _inside:
@@ -222,51 +138,65 @@ class SqliteLedger:
                 with suppress(sqlite3.Error):
                     connection.close()
 
-    def _write(self, table: schema.Table, encode: Callable[[T], codec.Row], record: T) -> bool:
-        """Whether the ledger holds anything new by it."""
-        row = encode(record)
-        try:
-            with self._connection() as connection:
-                return connection.execute(table.upsert(tuple(row)), row).rowcount > 0
-        except (OverflowError, UnicodeError, sqlite3.InterfaceError, sqlite3.ProgrammingError) as error:
-            raise codec.bad_record(record, error) from error
+    def standing(self) -> Standing:
+        if not self.path.exists():
+            return EMPTY
+        with _inside, self._explained():
+            try:
+                with closing(self._connect("mode=rw")) as connection:
+                    return self._standing(connection)
+            except sqlite3.OperationalError:
+                if not self._is_at_rest():
+                    raise
+            with closing(self._connect(_AT_REST)) as connection:
+                return self._standing(connection)
 
-    def _load(self, cls: type[T], query: str, /, **parameters: object) -> list[T]:
-        return [codec.load(cls, body) for (body,) in self._read(schema.QUERIES[query], **parameters)]
+    def migrate(self, *, dry_run: bool = False) -> Migration:
+        before = self.standing()
+        require_known(before, str(self.path))
+        if dry_run:
+            return plan(before)
+        with _inside, self._explained():
+            connection = self._connect_or_make(MIGRATE_TIMEOUT_S)
+            with closing(connection):
+                return replace(plan(self._expand(connection)), applied=True)
+
+    def size_bytes(self) -> int:
+        return _size(self.path) + _size(self._wal)
+
+    def _change(self, statement: str, parameters: Row) -> int:
+        with self._connection() as connection:
+            return _run(connection, statement, parameters).rowcount
 
     def _read(self, statement: str, /, **parameters: object) -> list[tuple[Any, ...]]:
         try:
             with self._connection() as connection:
-                return connection.execute(statement, parameters).fetchall()
+                return _run(connection, statement, parameters).fetchall()
         except LedgerError as error:
             if error.code not in ("LEDGER_READ_ONLY", "LEDGER_UNREACHABLE") or not self._is_at_rest():
                 raise
-        with _inside, self._explained(), closing(self._connect("mode=ro&immutable=1")) as connection:
-            if schema.check(connection, str(self.path)) < len(schema.MIGRATIONS):
-                raise LedgerError(
-                    "LEDGER_READ_ONLY",
-                    f"{self.path} has an older schema and cannot be migrated",
-                    "open it once with write permission on the file and its directory",
-                )
-            return connection.execute(statement, parameters).fetchall()
+        with _inside, self._explained(), closing(self._connect(_AT_REST)) as connection:
+            require_current(self._standing(connection), str(self.path))
+            return _run(connection, statement, parameters).fetchall()
 
     def _is_at_rest(self) -> bool:
         """Whether the file alone holds everything: no writes wait beside it to be merged."""
         try:
-            return self.path.is_file() and not _size(self.path.with_name(self.path.name + "-wal"))
+            return self.path.is_file() and not _size(self._wal)
         except OSError:
             return False
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        with _inside, self._explained():
+        with _inside, self._explained((sqlite3.Error,)):
             handle = self._mine()
             if handle.connection is not None and _inode(self.path) != handle.inode:
                 _ABANDONED.append(handle.connection)  # the file was removed or replaced: what we hold leads nowhere
                 handle.connection = None
             try:
                 if handle.connection is None:
-                    handle.connection = self._open()
+                    with self._explained():
+                        handle.connection = self._open()
                     handle.inode = _inode(self.path)
                 yield handle.connection
             except sqlite3.Error:
@@ -282,13 +212,13 @@ class SqliteLedger:
         return handle
 
     def _open(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        is_new = not self.path.exists()
-        connection = self._connect("mode=rwc")
+        connection = self._connect_or_make(self._busy_timeout_s)
         try:
-            if is_new:
-                self.path.chmod(0o600)
-            schema.migrate(connection, str(self.path))
+            with _begun(connection, ""):  # one look: another process may be making it this very moment
+                standing = self._standing(connection)
+            if standing == EMPTY:
+                self._expand(connection, only_from=EMPTY)
+            require_current(self._standing(connection), str(self.path))
             self._enter_wal(connection)
             connection.execute("PRAGMA synchronous = NORMAL")
         except BaseException:
@@ -296,11 +226,54 @@ class SqliteLedger:
             raise
         return connection
 
-    def _connect(self, options: str) -> sqlite3.Connection:
+    def _standing(self, connection: sqlite3.Connection) -> Standing:
+        """What the file says of its schema.
+
+        Raises:
+            LedgerError: LEDGER_FOREIGN, another program's database.
+        """
+        if not connection.in_transaction:  # another process may be making the file between two of these reads
+            with _begun(connection, ""):
+                return self._standing(connection)
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (contract,) = connection.execute("PRAGMA user_version").fetchone()
+        (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if not (application or contract or objects):
+            return EMPTY
+        if application != schema.APPLICATION_ID:
+            raise foreign(str(self.path))
+        (version,) = connection.execute("SELECT max(schema_version) FROM meta").fetchone()
+        return Standing(version, contract)
+
+    def _expand(self, connection: sqlite3.Connection, only_from: Standing | None = None) -> Standing:
+        """Brings the schema forward, and tells where it stood; others may try at once."""
+        with _begun(connection, "IMMEDIATE") as transaction:
+            # Read under the lock: another process can have been first.
+            standing = self._standing(connection)
+            require_known(standing, str(self.path))
+            if only_from is None or standing == only_from:
+                expand(transaction, standing)
+                connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {max(standing.contract, schema.CONTRACT)}")
+        return standing
+
+    def _connect_or_make(self, timeout_s: float) -> sqlite3.Connection:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        is_new = not self.path.exists()
+        connection = self._connect("mode=rwc", timeout_s)
+        if is_new:
+            try:
+                self.path.chmod(0o600)
+            except BaseException:
+                connection.close()
+                raise
+        return connection
+
+    def _connect(self, options: str, timeout_s: float | None = None) -> sqlite3.Connection:
         return sqlite3.connect(
             f"{self.path.as_uri()}?{options}",
             uri=True,
-            timeout=self._busy_timeout_s,
+            timeout=self._busy_timeout_s if timeout_s is None else timeout_s,
             isolation_level=None,
             check_same_thread=False,
         )
@@ -319,13 +292,11 @@ class SqliteLedger:
                 time.sleep(0.005)
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explained(self, raised: tuple[type[Exception], ...] = (sqlite3.Error, OSError)) -> Iterator[None]:
         """Turns what SQLite and the system raise into a LedgerError."""
         try:
             yield
-        except (sqlite3.InterfaceError, sqlite3.ProgrammingError):
-            raise  # the record's fault, not the file's
-        except (sqlite3.Error, OSError) as error:
+        except raised as error:
             said = _OS_CAUSES.get(error.errno or 0, "") if isinstance(error, OSError) else str(error)
             if "unable to open" in said and self.path.parent.is_dir() and not os.access(self.path.parent, os.W_OK):
                 said = "readonly"
@@ -334,8 +305,23 @@ class SqliteLedger:
             raise LedgerError(code, f"{self.path}: {error}", remedy) from error
 
 
-def _of_run(run: RunRef) -> dict[str, str]:
-    return {"engine": run.engine, "namespace": run.namespace, "run_id": run.run_id, "flow": run.flow}
+def _run(connection: sqlite3.Connection, statement: str, parameters: Mapping[str, object]) -> sqlite3.Cursor:
+    try:
+        return connection.execute(statement, parameters)
+    except (OverflowError, UnicodeError, sqlite3.InterfaceError, sqlite3.ProgrammingError) as error:
+        raise codec.bad_record("a row", error) from error
+
+
+@contextmanager
+def _begun(connection: sqlite3.Connection, kind: str) -> Iterator[_Transaction]:
+    connection.execute(f"BEGIN {kind}")
+    try:
+        yield _Transaction(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # SQLite has already rolled back where the disk was full
+            connection.execute("ROLLBACK")
+        raise
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

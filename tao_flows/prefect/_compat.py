@@ -2,11 +2,12 @@
 
 Ran on Prefect 3.8.8. Relied on beyond the documented API: ``TaskRunContext`` and ``FlowRunContext``, the engine calling
 ``task.fn`` only when the transaction is not committed, ``timeout`` and ``timeout_async``, that a task or a flow is made
-whole by its ``__dict__``, and where a task runner keeps its thread pools.
+whole by its ``__dict__``, and where a task runner keeps its thread pools and by what it cancels tasks.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ __all__ = [
     "Task",
     "TaskRunContext",
     "TerminationSignal",
+    "cancel_event",
     "get_run_logger",
     "impatient",
     "impatient_client",
@@ -65,6 +67,13 @@ def impatient() -> Iterator[None]:
     """The same patience for calls that bring a client of their own."""
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: _PATIENCE_S}):
         yield
+
+
+def cancel_event(flow_context: FlowRunContext | None, task_run_id: Any) -> threading.Event | None:
+    """What the task runner cancels a task by that has not begun; None for one that runs in its caller's thread."""
+    events = getattr(getattr(flow_context, "task_runner", None), "_cancel_events", None)
+    event = events.get(task_run_id) if isinstance(events, dict) else None
+    return event if isinstance(event, threading.Event) else None
 
 
 def start_threads_by(runner: Any, start: Callable[[Callable[[], None]], None]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 from tao_flows.budget import EnergyBudget
+from tao_flows.deadline import Deadline
 from tao_flows.errors import InputError
 from tao_flows.records import Who
 from tao_flows.units import parse_duration_s
@@ -23,13 +25,15 @@ class TaoOptions:
     who: Who = Who()
     budget: str | EnergyBudget | None = None
     """A budget's name in the configuration, or a budget of this task's own."""
-    deadline_s: float | None = None
-    """The run must end within this many seconds of becoming ready."""
-    max_defer_s: float = 0.0
-    deferrable: bool = False
-    reroutable: bool = False
+    deadline: Deadline | None = None
+    """By when the task must have ended."""
+    max_defer_s: float | None = None
+    deferrable: bool | None = None
+    reroutable: bool | None = None
     allowed_zones: tuple[str, ...] | None = None
     requires: tuple[str, ...] = ()
+    size: float | None = None
+    """How much there is to do, in a unit of the task's own, such as rows: what it costs is learned by it."""
     timeout_s: float | None = None
     """Prefect's ``timeout_seconds``, applied around the user's function only."""
 
@@ -42,12 +46,13 @@ def make_options(
     model_id: str = "",
     tao_tags: Iterable[str] = (),
     budget: str | Energy | EnergyBudget | None = None,
-    deadline: Duration | None = None,
-    max_defer: Duration = 0.0,
-    deferrable: bool = False,
-    reroutable: bool = False,
+    deadline: Duration | Deadline | None = None,
+    max_defer: Duration | None = None,
+    deferrable: bool | None = None,
+    reroutable: bool | None = None,
     allowed_zones: Iterable[str] | None = None,
     requires: Iterable[str] = (),
+    size: float | None = None,
 ) -> TaoOptions:
     """Checks what was written in a decorator.
 
@@ -55,7 +60,7 @@ def make_options(
         InputError: a value is malformed; the message names the option and the remedy.
     """
     for name, flag in (("deferrable", deferrable), ("reroutable", reroutable)):
-        if not isinstance(flag, bool):
+        if flag is not None and not isinstance(flag, bool):
             raise InputError("BAD_OPTION", f"{name}: {flag!r} is not True or False", f"write {name}=True")
     return TaoOptions(
         who=Who(
@@ -66,12 +71,13 @@ def make_options(
             tags=_texts("tao_tags", tao_tags),
         ),
         budget=_budget(budget),
-        deadline_s=None if deadline is None else parse_duration_s(deadline, what="deadline"),
-        max_defer_s=parse_duration_s(max_defer, what="max_defer"),
+        deadline=None if deadline is None else Deadline.parse(deadline),
+        max_defer_s=None if max_defer is None else parse_duration_s(max_defer, what="max_defer"),
         deferrable=deferrable,
         reroutable=reroutable,
         allowed_zones=None if allowed_zones is None else _texts("allowed_zones", allowed_zones),
         requires=_texts("requires", requires),
+        size=_size(size),
     )
 
 
@@ -87,7 +93,7 @@ def split_options(given: Mapping[str, Any]) -> tuple[TaoOptions, dict[str, Any]]
 def with_changes(options: TaoOptions, given: Mapping[str, Any]) -> tuple[TaoOptions, dict[str, Any]]:
     """``options`` changed by those of ours in ``given``; the rest is Prefect's."""
     changed, rest = split_options(given)
-    names = {"deadline": "deadline_s", "max_defer": "max_defer_s"}
+    names = {"max_defer": "max_defer_s"}
     who_names = {"team", "owner", "cluster", "model_id", "tao_tags"}
     fields = {names.get(name, name) for name in given if name in OPTION_NAMES and name not in who_names}
     changes = {name: getattr(changed, name) for name in fields}
@@ -104,6 +110,14 @@ def _texts(name: str, values: object) -> tuple[str, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise InputError("BAD_OPTION", f"{name}: {values!r} is not a list of texts", f'write {name}=["..."]')
     return tuple(_text(name, value) for value in values)
+
+
+def _size(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf:
+        return float(value)
+    raise InputError("BAD_OPTION", f"size: {value!r} is not a number of 0 or more", "write size=1000")
 
 
 def _budget(value: object) -> str | EnergyBudget | None:

@@ -15,30 +15,22 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tao_flows.budget import EnergyBudget
 from tao_flows.codeclock import CodeClock
 from tao_flows.config import TaoConfig
-from tao_flows.controller.decide import decide
-from tao_flows.controller.parse import parse_request
-from tao_flows.errors import DeniedError
 from tao_flows.figures import Measurement
-from tao_flows.gather import Wish, gather
 from tao_flows.meter import Ended, TaskUse, Window
-from tao_flows.pools import WorkerPool, load_pools
 from tao_flows.prefect._compat import (
-    FlowRunContext,
     TaskRunContext,
     TerminationSignal,
     get_run_logger,
     timeout,
     timeout_async,
 )
+from tao_flows.prefect.admit import Admitted
 from tao_flows.prefect.flow_run import flow_windows
-from tao_flows.prefect.options import TaoOptions
-from tao_flows.prefect.settings import tao_here
 from tao_flows.prefect.settle import settle_later
 from tao_flows.prefect.starter import have_starter
-from tao_flows.records import DecisionRecord, RunKey, TaskRecord, TaskState, Who
+from tao_flows.records import DecisionRecord, TaskRecord, TaskState
 from tao_flows.runtime import Tao
 from tao_flows.spans import CpuSpan
 from tao_flows.telemetry.procfs import own_resident_bytes
@@ -47,8 +39,6 @@ from tao_flows.units import format_duration, format_energy_interval, format_powe
 if TYPE_CHECKING:
     _Logger = logging.Logger | logging.LoggerAdapter[Any]
 
-LOCAL_POOL = "local"
-"""The pool of a flow that runs where it was called, outside any work pool."""
 _this_try: ContextVar[str] = ContextVar("tao_flows_try", default="")
 """The task run being metered here, so that a task that calls its own ``.fn()`` is not metered twice."""
 
@@ -108,6 +98,8 @@ class Try:
 
     def _write(self, record: TaskRecord) -> None:
         self.tao.ledger.put_task(record)
+        self.tao.profiles.settled(record.key.task, record.pool)
+        self.tao.admission.ended(record.key)
         flow_windows.task_seen(self.tao, record, alone=self.alone)
 
     def _resident(self) -> int | None:
@@ -127,18 +119,14 @@ def own_context(user_fn: Any) -> TaskRunContext | None:
 
 
 @contextmanager
-def metered(options: TaoOptions, context: TaskRunContext, *, stepped: bool) -> Iterator[CpuSpan]:
-    """Decides on and meters what runs inside; yields the span to time the user's code with.
+def metered(admitted: Admitted | None, *, stepped: bool) -> Iterator[CpuSpan]:
+    """Meters what runs inside; yields the span to time the user's code with.
 
     Args:
-        options: what the task was decorated with.
-        context: the task run.
+        admitted: the try; None where nothing is to be metered.
         stepped: True for code that gives its thread away between steps.
-
-    Raises:
-        DeniedError: the decision denied it, and the mode is ``enforce``.
     """
-    begun = _try_to_begin(options, context, stepped=stepped)
+    begun = None if admitted is None else _try_to_begin(admitted, stepped=stepped)
     if begun is None:
         yield CpuSpan()
         return
@@ -178,132 +166,27 @@ class _TimedOut(TimeoutError):
     """Our own, so that a TimeoutError of the user's is not taken for it."""
 
 
-def _try_to_begin(options: TaoOptions, context: TaskRunContext, *, stepped: bool) -> Try | None:
-    tao = tao_here()
-    if tao is None or tao.config.mode == "off":
-        return None
+def _try_to_begin(admitted: Admitted, *, stepped: bool) -> Try | None:
     try:
-        return _begin(tao, options, context, stepped=stepped)
-    except DeniedError:
-        raise
+        return _begin(admitted, stepped=stepped)
     except Exception as ours:  # noqa: BLE001 - without us the user's task must still run
-        tao.incidents.note_error("starting to meter a task", ours, run_id=str(context.task_run.flow_run_id or ""))
+        run_id = admitted.record.key.run_id
+        admitted.tao.incidents.note_error("starting to meter a task", ours, run_id=run_id)
         return None
 
 
-def _begin(tao: Tao, options: TaoOptions, context: TaskRunContext, *, stepped: bool) -> Try:
-    config = tao.config
-    flow = FlowRunContext.get()
-    task_run = context.task_run
-    flow_run = None if flow is None else flow.flow_run
-    key = RunKey(
-        engine="prefect",
-        namespace=config.namespace,
-        flow=flow.flow.name if flow is not None and flow.flow is not None else context.task.name,
-        run_id=str(task_run.flow_run_id or task_run.id),
-        task=context.task.name,
-        instance=str(task_run.id),
-        try_number=max(1, task_run.run_count),
-    )
-    budget = _budget(tao, options, key)
-    record = TaskRecord(
-        key=key,
-        segment=tao.segment,
-        state=TaskState.RUNNING,
-        started_wall_ns=tao.clock.wall_ns(),
-        who=config.who.overlay(_tagged(flow_run, task_run)).overlay(_flow_who(flow)).overlay(options.who),
-        pool=_home_pool(flow_run),
-        budget="" if budget is None else budget.name,
-        # Without a name of the user's own, Prefect's is the task's and a random suffix.
-        task_label=task_run.name if context.task.task_run_name else context.task.name,
-    )
-    decision = _decide(tao, options, record, budget)
-    flow_windows.task_seen(tao, record, alone=flow_run is None)
+def _begin(admitted: Admitted, *, stepped: bool) -> Try:
+    tao, record = admitted.tao, admitted.record
+    flow_windows.task_seen(tao, record, alone=admitted.alone)
     tao.ledger.put_task(record)
     resident = own_resident_bytes() if tao.meter.model else None
-    token = _this_try.set(key.instance)
+    token = _this_try.set(record.key.instance)
     if not stepped:
         have_starter()
     window = tao.meter.begin(record.task_label, party="steps" if stepped else "thread")
     # The meter may have started a thread of its own, which is not the task's.
     clock = CodeClock(stepped=stepped, alone=window.companions == 0)
-    return Try(tao, record, decision, window, clock, resident, token, alone=flow_run is None)
-
-
-def _tagged(*runs: Any) -> Who:
-    return Who.of_tags({tag for each in runs for tag in getattr(each, "tags", ())})
-
-
-def _flow_who(flow: Any) -> Who:
-    options = getattr(getattr(flow, "flow", None), "tao_options", None)
-    return options.who if isinstance(options, TaoOptions) else Who()
-
-
-def _home_pool(flow_run: Any) -> str:
-    pool = getattr(flow_run, "work_pool_name", None)
-    queue = getattr(flow_run, "work_queue_name", None)
-    if not pool:
-        return LOCAL_POOL
-    return pool if queue in {None, "", "default"} else f"{pool}/{queue}"
-
-
-def _budget(tao: Tao, options: TaoOptions, key: RunKey) -> EnergyBudget | None:
-    """The budget the task is charged to; None, and noted, when it names one that is not configured."""
-    if options.budget is None:
-        return None
-    if isinstance(options.budget, EnergyBudget):
-        return replace(options.budget, name=options.budget.name or f"task:{key.task}")
-    budget = tao.config.budgets.get(options.budget)
-    if budget is None:
-        summary = f"budget {options.budget!r} of task {key.task!r} is not configured"
-        remedy = f'add [budgets.{options.budget}] with limit = "..." to the configuration'
-        tao.incidents.note("UNKNOWN_BUDGET", summary, remedy=remedy, run_id=key.run_id, task=key.task)
-    return budget
-
-
-def _decide(tao: Tao, options: TaoOptions, record: TaskRecord, budget: EnergyBudget | None) -> DecisionRecord | None:
-    """Takes and records the decision; None when it could not be taken, which is noted."""
-    config = tao.config
-    try:
-        wish = Wish(
-            key=record.key.task,
-            home_pool=record.pool,
-            ready_wall_ns=record.started_wall_ns,
-            deadline_s=options.deadline_s,
-            max_defer_s=options.max_defer_s,
-            deferrable=options.deferrable,
-            reroutable=options.reroutable,
-            allowed_zones=options.allowed_zones,
-            requires=options.requires,
-            budget=budget,
-        )
-        now_ns = tao.clock.wall_ns()
-        request = gather(wish, _pools(config), tao.profiles, tao.ledger, now_ns, tao.clock.monotonic_ns())
-        answer = decide(parse_request(request)).to_json()
-    except Exception as ours:  # noqa: BLE001 - a task on which nothing could be decided runs
-        tao.incidents.note_error("deciding on a task", ours, run_id=record.key.run_id, task=record.key.task)
-        return None
-    denied = config.mode == "enforce" and answer["action"] == "deny"
-    decision = DecisionRecord(
-        key=record.key,
-        decided_wall_ns=now_ns,
-        mode=config.mode,
-        action=answer["action"],
-        pool=answer["pool"] or "",
-        reason=answer["reason"],
-        request=request,
-        answer=answer,
-        enforced=denied,
-    )
-    tao.ledger.put_decision(decision)
-    flow_windows.of_task(tao, record).decisions.append(decision)
-    if denied:
-        raise DeniedError("DENIED", answer["reason"], "raise the ceiling, wait for the window to pass, or change mode")
-    return decision
-
-
-def _pools(config: TaoConfig) -> tuple[WorkerPool, ...]:
-    return () if config.pools is None else load_pools(config.pools)
+    return Try(tao, record, admitted.verdict.decision, window, clock, resident, token, alone=admitted.alone)
 
 
 def _log_line(logger: _Logger, config: TaoConfig, measured: Measurement, decision: DecisionRecord | None) -> None:

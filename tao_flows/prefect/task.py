@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from tao_flows.prefect import run
 from tao_flows.prefect._compat import MaterializingTask, Task
+from tao_flows.prefect.admit import admit, admit_async
 from tao_flows.prefect.flow import count_submitted, engine_at_work, engine_goes_on
 from tao_flows.prefect.options import TaoOptions, split_options, with_changes
 from tao_flows.prefect.starter import keep_threads_out
@@ -129,7 +130,7 @@ def _sync_shell(fn: Callable[..., Any], options: TaoOptions) -> Callable[..., An
         context = run.own_context(fn)
         if context is None:
             return fn(*args, **kwargs)
-        with run.metered(options, context, stepped=False) as span, run.timed(options.timeout_s), span:
+        with run.metered(admit(options, context), stepped=False) as span, run.timed(options.timeout_s), span:
             return fn(*args, **kwargs)
 
     return shell
@@ -141,7 +142,8 @@ def _async_shell(fn: Callable[..., Any], options: TaoOptions) -> Callable[..., A
         context = run.own_context(fn)
         if context is None:
             return await fn(*args, **kwargs)
-        with run.metered(options, context, stepped=True) as span, run.timed_async(options.timeout_s):
+        admitted = await admit_async(options, context)
+        with run.metered(admitted, stepped=True) as span, run.timed_async(options.timeout_s):
             return await Stepped(fn(*args, **kwargs), span)
 
     return shell
@@ -153,7 +155,7 @@ def _generator_shell(fn: Callable[..., Any], options: TaoOptions) -> Callable[..
         context = run.own_context(fn)
         if context is None:
             return (yield from fn(*args, **kwargs))
-        with run.metered(options, context, stepped=True) as span:
+        with run.metered(admit(options, context), stepped=True) as span:
             return (yield from stepped_generator(fn(*args, **kwargs), span))
 
     return shell
@@ -167,7 +169,7 @@ def _async_generator_shell(fn: Callable[..., Any], options: TaoOptions) -> Calla
             async for item in fn(*args, **kwargs):
                 yield item
             return
-        with run.metered(options, context, stepped=True) as span:
+        with run.metered(await admit_async(options, context), stepped=True) as span:
             async for item in stepped_async_generator(fn(*args, **kwargs), span):
                 yield item
 

@@ -7,19 +7,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tao_flows.clock import iso_from_ns
 from tao_flows.figures import Quality, joules
-from tao_flows.ledger.base import FleetRow
+from tao_flows.inversion import LEAST_RUNS, follow, follow_by
+from tao_flows.ledger.base import FleetRow, RunOverhead
 from tao_flows.report.rows import finite
 from tao_flows.report.terminal import QUALITY_STYLE
-from tao_flows.report.text import energy_text, percent, plain, seconds
+from tao_flows.report.text import count, energy_text, percent, plain, seconds
 from tao_flows.units import format_energy
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 SCHEMA: Final = "tao-flows/fleet/1"
+_LISTED: Final = 10
 
 
-def fleet_json(rows: Sequence[FleetRow], by: str, since_wall_ns: int) -> dict[str, Any]:
+def fleet_json(
+    rows: Sequence[FleetRow], by: str, since_wall_ns: int, overheads: Sequence[RunOverhead]
+) -> dict[str, Any]:
     """The fleet as JSON: energies in joules, null for unknown."""
     return {
         "schema": SCHEMA,
@@ -40,11 +44,14 @@ def fleet_json(rows: Sequence[FleetRow], by: str, since_wall_ns: int) -> dict[st
             }
             for row in rows
         ],
+        "inversion": {**follow(overheads).to_json(), "flows": _inverted_flows(overheads)},
         "notes": _notes(rows),
     }
 
 
-def print_fleet(rows: Sequence[FleetRow], by: str, since_wall_ns: int, console: Console) -> None:
+def print_fleet(
+    rows: Sequence[FleetRow], by: str, since_wall_ns: int, overheads: Sequence[RunOverhead], console: Console
+) -> None:
     """Writes the fleet to ``console`` as a table."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -76,8 +83,27 @@ def print_fleet(rows: Sequence[FleetRow], by: str, since_wall_ns: int, console: 
             seconds(row.cpu_s),
         )
     console.print(table)
+    console.print(Text(_inversion(overheads)))
     for note in _notes(rows):
         console.print(Text(f"· {note}"))
+
+
+def _inverted_flows(overheads: Sequence[RunOverhead]) -> list[str]:
+    return [flow for flow, state in follow_by(overheads, lambda run: run.flow).items() if state.inverted]
+
+
+def _inversion(overheads: Sequence[RunOverhead]) -> str:
+    """One line: whether the engine takes more than the work, how sure that is, and in which flows it does."""
+    state = follow(overheads)
+    if state.inverted is None or state.low is None:
+        return f"Optimization Inversion: not known, {count(state.runs, 'run')} of {LEAST_RUNS} with a known overhead."
+    unknown = f", {count(state.unknown, 'run')} more unknown" if state.unknown else ""
+    line = (
+        f"Optimization Inversion: {'yes' if state.inverted else 'no'}, overhead {percent(state.share)} "
+        f"[{percent(state.low)}, {percent(state.high)}] of the last {count(state.runs, 'run')}{unknown}."
+    )
+    flows = ", ".join(plain(flow) for flow in _inverted_flows(overheads)[:_LISTED])
+    return f"{line} In: {flows}." if flows else line
 
 
 def _notes(rows: Sequence[FleetRow]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from tao_flows.clock import iso_from_ns
 from tao_flows.figures import Account, Figure, Quality, joules
+from tao_flows.inversion import INVERSION_SHARE
 from tao_flows.ledger.base import Ledger, RunRef
 from tao_flows.records import DecisionRecord, HostAccount, Incident, RunKey, RunRecord, TaskRecord
 from tao_flows.report.notes import notes_of
@@ -30,8 +31,6 @@ from tao_flows.units import NS_PER_S
 
 SCHEMA: Final = "tao-flows/report/1"
 _FIGURE: Final = re.compile(r"\d[\d.,]*")
-INVERSION_SHARE: Final = 0.5
-"""Above this share of overhead the engine costs more than the work (Optimization Inversion)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -11,9 +13,9 @@ from typing import Any
 import pytest
 
 from tao_flows.errors import InputError, LedgerError
-from tao_flows.figures import METHOD, Account, CpuTime, DomainEnergy, Figure, Measurement, Quality
-from tao_flows.ledger import open_ledger
-from tao_flows.ledger.base import Ledger, RunRef
+from tao_flows.figures import AGENT_PENDING, METHOD, Account, CpuTime, DomainEnergy, Figure, Measurement, Quality
+from tao_flows.ledger import open_ledger, relational
+from tao_flows.ledger.base import Ledger, RunRef, Settled
 from tao_flows.ledger.safe import SafeLedger
 from tao_flows.records import (
     UNSEEN_RUN,
@@ -37,25 +39,24 @@ RUN_START = RunRecord("prefect", "default", "nightly", "run-0001", "running", 90
 
 Opener = Callable[[], Ledger]
 
-
-def _sqlite(directory: Path) -> Ledger:
-    return open_ledger(f"sqlite:///{directory}/ledger.db")
+LEDGERS = ("sqlite", "postgres")
 
 
-def _safe_sqlite(directory: Path) -> Ledger:
-    return SafeLedger(_sqlite(directory), lambda incident: None)
+@pytest.fixture(params=LEDGERS)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgres":
+        return str(request.getfixturevalue("postgres_url"))
+    return f"sqlite:///{tmp_path}/ledger.db"
 
 
-FACTORIES = {"sqlite": _sqlite, "safe-sqlite": _safe_sqlite}
-
-
-@pytest.fixture(params=FACTORIES)
-def open_again(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
+@pytest.fixture(params=["", "safe"])
+def open_again(request: pytest.FixtureRequest, url: str) -> Iterator[Opener]:
     """Opens one and the same ledger as often as it is called, as several processes would."""
     opened: list[Ledger] = []
 
     def opener() -> Ledger:
-        opened.append(FACTORIES[request.param](tmp_path))
+        inner = open_ledger(url)
+        opened.append(SafeLedger(inner, lambda incident: None) if request.param else inner)
         return opened[-1]
 
     yield opener
@@ -278,26 +279,35 @@ def test_history_is_the_completed_tries_newest_first(ledger: Ledger) -> None:
     ledger.put_task(ended(task(8, task="other"), measured(1)))
     ledger.put_task(ended(task(9), measured(1, method="tao-flows/attribution/0")))
     history = ledger.history("train", "home", limit=3)
-    assert history.energy_uj == (103, 102, 101)
-    assert history.runtime_s == (3.0, 2.0, 1.0)
+    assert history.runs == (
+        Settled(103, 3.0, None, 1_003),
+        Settled(102, 2.0, None, 1_002),
+        Settled(101, 1.0, None, 1_001),
+    )
 
 
 def test_history_sums_the_segments_of_a_try(ledger: Ledger) -> None:
     for number in range(2):
         segment = replace(SEGMENT, sequence=number)
         ledger.put_task(ended(task(1, segment=segment, started_wall_ns=number), measured(10 + number, wall_s=1.0)))
-    history = ledger.history("train", "home")
-    assert history.energy_uj == (21,)
-    assert history.runtime_s == (2.0,)
+    assert ledger.history("train", "home").runs == (Settled(21, 2.0, None, 1),)
 
 
-def test_history_leaves_out_an_energy_that_lacks_a_part(ledger: Ledger) -> None:
+def test_history_says_the_size_that_a_task_was_given(ledger: Ledger) -> None:
+    for number in range(2):
+        segment = replace(SEGMENT, sequence=number)
+        ledger.put_task(ended(task(1, segment=segment, started_wall_ns=number, size=1e6), measured(10)))
+    assert ledger.history("train", "home").runs == (Settled(20, 4.0, 1e6, 1),)
+
+
+def test_the_history_of_a_try_whose_energy_lacks_a_part_has_none(ledger: Ledger) -> None:
     ledger.put_task(ended(task(1), measured(10)))
     ledger.put_task(ended(task(1, segment=replace(SEGMENT, sequence=1)), measured(None)))
     ledger.put_task(ended(task(2), measured(None, wall_s=9.0)))
-    history = ledger.history("train", "home")
-    assert history.energy_uj == ()
-    assert history.runtime_s == (9.0, 4.0)
+    assert [(run.energy_uj, run.runtime_s) for run in ledger.history("train", "home").runs] == [
+        (None, 9.0),
+        (None, 4.0),
+    ]
 
 
 def test_spent_is_the_known_energy_of_a_budget_since(ledger: Ledger) -> None:
@@ -414,8 +424,8 @@ def test_a_closed_ledger_can_be_closed_again_and_used_again(ledger: Ledger) -> N
     ],
     ids=["no-json-form", "too-large", "no-text", "wrong-type"],
 )
-def test_a_record_no_ledger_can_keep_is_refused_alone(tmp_path: Path, bad: DecisionRecord) -> None:
-    ledger = _sqlite(tmp_path)
+def test_a_record_no_ledger_can_keep_is_refused_alone(url: str, bad: DecisionRecord) -> None:
+    ledger = open_ledger(url)
     with pytest.raises(LedgerError) as caught:
         ledger.put_decision(bad)
     good = replace(bad, decided_wall_ns=1, pool="home", request={})
@@ -424,3 +434,137 @@ def test_a_record_no_ledger_can_keep_is_refused_alone(tmp_path: Path, bad: Decis
     assert caught.value.remedy
     assert ledger.decisions(RUN) == [good]
     ledger.close()
+
+
+def test_texts_are_in_order_of_their_bytes_whatever_the_language_of_the_database(ledger: Ledger) -> None:
+    names = ["a", "B", "ä", "Z", "a b", "a-b", "ab"]
+    for name in names:
+        ledger.put_task(replace(START, key=replace(KEY, task=name)))
+        ledger.put_run(replace(RUN_START, run_id=f"run-{name}"))
+    assert [task.key.task for task in ledger.tasks(RUN)] == sorted(names, key=str.encode)
+    assert {run.run_id for run in ledger.find_runs("run-")} == {f"run-{name}" for name in names}
+
+
+@pytest.mark.parametrize("text", ["run\0", "\udcff1111"])
+def test_what_no_database_can_hold_names_no_run(ledger: Ledger, text: str) -> None:
+    ledger.put_run(RUN_START)
+    assert ledger.find_runs(text) == []
+
+
+def in_ledger(ledger: Ledger, statement: str) -> list[tuple[Any, ...]]:
+    with ledger.transaction(write=False) as transaction:
+        return transaction.execute(statement)
+
+
+ADD_POOL = "INSERT INTO pools (pool_id, body, changed_wall_ns) VALUES (:pool, :body, :now)"
+
+
+def test_a_transaction_is_written_at_its_end_and_undone_where_its_block_raises(open_again: Opener) -> None:
+    ledger, other = open_again(), open_again()
+    with ledger.transaction() as transaction:
+        assert transaction.change(ADD_POOL, pool="kept", body="{}", now=2**60) == 1
+
+    def fail() -> None:
+        with ledger.transaction() as transaction:
+            transaction.change(ADD_POOL, pool="undone", body="{}", now=1)
+            assert transaction.execute("SELECT count(*) FROM pools") == [(2,)]
+            raise OSError("the caller's own")
+
+    with pytest.raises(OSError, match="the caller's own"):
+        fail()
+    assert in_ledger(other, "SELECT pool_id, changed_wall_ns FROM pools") == [("kept", 2**60)]
+
+
+def test_a_statement_that_fails_undoes_its_transaction_and_the_ledger_goes_on(ledger: Ledger) -> None:
+    def add(*numbers: int) -> None:
+        with ledger.transaction() as transaction:
+            for number in numbers:
+                transaction.change(ADD_POOL, pool="a", body="{}", now=number)
+
+    with pytest.raises(LedgerError):
+        add(1, 1)
+    with pytest.raises(LedgerError) as caught:
+        add(2**70)
+    assert caught.value.code == "LEDGER_BAD_RECORD"
+    assert in_ledger(ledger, "SELECT * FROM pools") == []
+
+
+def test_a_sum_of_whole_numbers_is_one_and_a_mean_is_none(ledger: Ledger) -> None:
+    with ledger.transaction() as transaction:
+        for number in range(3):
+            transaction.change(ADD_POOL, pool=str(number), body="{}", now=2**60 + number)
+        ((total, mean, nothing),) = transaction.execute(
+            "SELECT sum(changed_wall_ns), avg(changed_wall_ns % 8), sum(changed_wall_ns - :none) FROM pools", none=None
+        )
+    assert (total, type(total)) == (3 * 2**60 + 3, int)
+    assert (mean, type(mean)) == (1.0, float)
+    assert nothing is None
+
+
+def test_rows_that_are_read_to_be_changed_are_changed_by_one_writer_at_a_time(open_again: Opener) -> None:
+    first = open_again()
+    with first.transaction() as transaction:
+        transaction.change(ADD_POOL, pool="a", body="0", now=0)
+
+    def count_up(ledger: Ledger) -> None:
+        for _ in range(10):
+            with ledger.transaction() as transaction:
+                select = f"SELECT body FROM pools WHERE pool_id = :pool {transaction.for_update}"
+                ((body,),) = transaction.execute(select, pool="a")
+                transaction.change(
+                    "UPDATE pools SET body = :body WHERE pool_id = :pool", body=str(int(body) + 1), pool="a"
+                )
+
+    threads = [threading.Thread(target=count_up, args=(open_again(),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert in_ledger(first, "SELECT body FROM pools") == [("40",)]
+
+
+def test_the_databases_clock_tells_the_time_and_does_not_stand_still_in_a_transaction(ledger: Ledger) -> None:
+    with ledger.transaction() as transaction:
+        first = transaction.now_ns()
+        time.sleep(0.01)
+        second = transaction.now_ns()
+    assert second > first
+    assert abs(first - time.time_ns()) < 600e9
+
+
+def spending(ledger: Ledger) -> dict[str, int]:
+    return dict(in_ledger(ledger, "SELECT budget, sum(spent_uj) FROM spending GROUP BY budget"))
+
+
+def test_an_end_is_charged_to_its_budgets_once_with_the_record_that_says_so(ledger: Ledger) -> None:
+    now_ns = time.time_ns()
+    record = replace(task(1, budgets=("team-a", "all")), started_wall_ns=now_ns)
+    end = replace(ended(record, measured(70)), ended_wall_ns=now_ns)
+    ledger.put_task(record)
+    assert spending(ledger) == {}
+    for _ in range(2):
+        ledger.put_task(end)
+    assert spending(ledger) == {"team-a": 70, "all": 70}
+
+
+def test_what_waits_for_the_agents_figures_is_charged_when_they_are_there(ledger: Ledger) -> None:
+    now_ns = time.time_ns()
+    record = replace(task(1, budgets=("team-a",)), started_wall_ns=now_ns)
+    waiting = replace(ended(record, measured(50, events=(AGENT_PENDING,))), ended_wall_ns=now_ns)
+    ledger.put_task(waiting)
+    assert spending(ledger) == {}
+    ledger.put_task(replace(waiting, measurement=measured(60)))
+    ledger.put_task(waiting)
+    assert spending(ledger) == {"team-a": 60}
+
+
+def test_a_record_that_cannot_be_charged_is_not_kept_either(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(transaction: object, record: TaskRecord) -> None:
+        raise LedgerError("LEDGER_BUSY", "the budget is locked")
+
+    monkeypatch.setattr(relational, "settle", fail)
+    end = replace(ended(task(1, budgets=("team-a",)), measured(70)), ended_wall_ns=time.time_ns())
+    inner = ledger._inner if isinstance(ledger, SafeLedger) else ledger
+    with pytest.raises(LedgerError):
+        inner.put_task(end)
+    assert ledger.tasks(RUN) == []

@@ -49,6 +49,16 @@ def test_a_budget_is_kept_by_the_server_and_named_as_its_block(server):
     assert loaded.to_budget() == config.EnergyBudget("team-a", 4_320_000.0, 7200.0, 7_200_000.0)
 
 
+def test_a_budget_may_follow_a_calendar_have_a_scope_or_be_a_power_cap():
+    block = EnergyBudget(limit="1 kWh", window="month", timezone="Asia/Tokyo", scope="team:ml", ceiling="")
+    block._block_document_name = "monthly"
+    made = block.to_budget()
+    assert (made.calendar, made.timezone, made.scope, made.ceiling_j) == ("month", "Asia/Tokyo", "team:ml", None)
+    cap = EnergyBudget(limit="", power=500, window="")
+    cap._block_document_name = "cap"
+    assert cap.to_budget() == config.EnergyBudget("cap", 30_000.0, 60.0)
+
+
 def test_settings_are_kept_by_the_server_and_become_a_layer_of_the_configuration(server, tmp_path):
     url = "postgresql://tao:secret@db/tao"
     TaoController(mode="off", ledger=url, tags=["night"], team="").save("production")
@@ -86,6 +96,9 @@ def test_a_block_may_set_only_what_there_is_to_set():
         (EnergyBudget, {"limit": "5 J", "ceiling": "1 J"}, "ceiling 1 J is below limit 5 J"),
         (EnergyBudget, {"limit": "5 J", "window": "soon"}, "'soon' is not a duration"),
         (EnergyBudget, {"limit": "5 J", "windw": "1d"}, "windw"),
+        (EnergyBudget, {"limit": "5 J", "window": "day", "timezone": "Mars/Base"}, "'Mars/Base' is not known here"),
+        (EnergyBudget, {"limit": "5 J", "scope": "everyone"}, "scope 'everyone' is not known"),
+        (EnergyBudget, {}, "has no limit"),
     ],
 )
 def test_a_wrong_field_is_refused_with_the_reason(block, fields, said):

