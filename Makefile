@@ -48,7 +48,7 @@ lock: $(UV)  ## pin every environment anew in constraints/
 	$(call compile,core,agent ingest nvml postgres pyrapl reports simulate)
 	$(call compile,prefect,prefect nvml)
 	$(call compile,airflow,airflow)
-	$(call compile,bench,nvml pyrapl)
+	$(call compile,bench,nvml postgres pyrapl simulate)
 
 clean:  ## remove the environments and everything built
 	rm -rf .venv dist build demo-output test-output .bench .hypothesis .pytest_cache .mypy_cache .ruff_cache

@@ -11,7 +11,7 @@ from tao_flows.errors import TaoError
 from tao_flows.ledger.budgets import Standing
 from tao_flows.pool_state import LiveState, PoolState, capacity_by_slot, live, live_fields
 from tao_flows.pools import WorkerPool, merge_pools
-from tao_flows.profiles import Described, Expectation, Profiles, explored
+from tao_flows.profiles import Described, Expectation, Profiles, complete, explored
 from tao_flows.signals.board import SignalBoard
 from tao_flows.units import NS_PER_S, j_from_uj, s_from_ns
 
@@ -78,13 +78,13 @@ class Gathered:
     problems: tuple[TaoError, ...] = ()
 
 
-def gather(wish: Wish, known: Known, profiles: Profiles, now_wall_ns: int, monotonic_ns: int) -> Gathered:
+def gather(wish: Wish, known: Known, profiles: Profiles | None, now_wall_ns: int, monotonic_ns: int) -> Gathered:
     """The decision request for a task.
 
     Args:
         wish: what the task asks.
         known: the pools, budgets and signals; the home pool need not be among the pools.
-        profiles: what the task is expected to cost.
+        profiles: what the task is expected to cost; None where no run can be looked up.
         now_wall_ns: the present, nanoseconds since the epoch.
         monotonic_ns: the present on the monotonic clock.
 
@@ -95,7 +95,10 @@ def gather(wish: Wish, known: Known, profiles: Profiles, now_wall_ns: int, monot
     now_wall_ns = max(now_wall_ns, wish.ready_wall_ns)
     pools = merge_pools(known.pools, (WorkerPool(wish.home_pool),))
     described = {pool.pool_id: Described(pool.energy_j, pool.runtime_s) for pool in pools}
-    expected = profiles.among(wish.key, described, monotonic_ns, wish.size)
+    if profiles is None:
+        expected = complete(wish.key, dict.fromkeys(described, Expectation()), described, ())
+    else:
+        expected = profiles.among(wish.key, described, monotonic_ns, wish.size)
     slot_s = max(SLOT_S, wish.slack_s / MOST_SLOTS)
     request: dict[str, Any] = {
         "now": iso_from_ns(now_wall_ns),
@@ -146,6 +149,7 @@ def _budget(standing: Standing) -> dict[str, Any]:
         "spent_j": j_from_uj(standing.spent_uj),
         "reserved_j": j_from_uj(standing.reserved_uj),
         "ceiling_j": budget.ceiling_j,
+        "window_s": None if budget.calendar is not None else budget.window_s,
     }
 
 
@@ -195,7 +199,8 @@ def _add_signals(
     waited_s = s_from_ns(now_wall_ns - wish.ready_wall_ns)
     runtime_s = 0.0 if at_home.runtime_s is None else at_home.runtime_s.p50
     reading = board.read(zones, now_wall_ns, slack_s=max(0.0, wish.slack_s - waited_s), runtime_s=runtime_s)
+    # A signal that is configured and lost is asked for all the same: without it nothing waits.
+    request["signals"] = {**{name: {} for name in sorted(board.configured)}, **reading.signals}
     if reading.meta is not None:
-        request["signals"] = dict(reading.signals)
         request["signal_meta"] = {**reading.meta, **({} if reading.follow is None else {"follow": reading.follow})}
     return reading.problems

@@ -37,8 +37,13 @@ class Leases:
         with self._lock:
             self._holders.add(holder)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="tao-flows-leases", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="tao-flows-leases", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # no more threads are to be had: the next one tries again
+                    log.debug("leases cannot be renewed: %s", error)
+                    return
+                self._thread = thread
 
     def drop(self, holder: str) -> None:
         """Renews them no more: the task has settled, or is gone."""

@@ -16,15 +16,16 @@ from typing import Final
 
 from tao_flows.clock import Clock, SystemClock
 from tao_flows.errors import LedgerError
-from tao_flows.ledger.deferrals import GONE, RELEASED, STARTED, DeferralStore
+from tao_flows.ledger.deferrals import GONE, LAPSE_S, LAPSED, RELEASED, STARTED, DeferralStore
 from tao_flows.records import Deferral, RunKey
-from tao_flows.units import s_from_ns
+from tao_flows.units import NS_PER_S, s_from_ns
 
 log = logging.getLogger("tao_flows.waiting")
 
 POLL_S: Final = 5.0
 _READ: Final = "the ledger cannot be read"
 _RECONSIDER: Final = "a plan cannot be reconsidered"
+_LAPSE: Final = "what nobody waits for any more cannot be closed"
 _SLICE_S: Final = 0.5
 """A thread that waits in place looks up this often: an exception that an engine sends it is raised only then."""
 
@@ -109,6 +110,7 @@ class Waitlist:
         """In order of their beginning; a dictionary, since any of thousands may end."""
         self._told: set[str] = set()
         """What failed last time too, and is not said again."""
+        self._swept_ns: int | None = None
 
     def __len__(self) -> int:
         return len(self._watches)
@@ -141,7 +143,10 @@ class Waitlist:
         return min((watch.left_s(self._clock) for watch in self._snapshot()), default=None)
 
     def poll(self) -> None:
-        """Reads the ledger once for all waits, and asks each again whether to go on. Never raises."""
+        """Reads the ledger once for all waits, and asks each again whether to go on. Never raises.
+
+        Now and then it closes what others left behind that were killed while they waited.
+        """
         watches = self._snapshot()
         found = self._read([watch.deferral.key for watch in watches]) if watches else {}
         for watch in watches:
@@ -150,6 +155,7 @@ class Waitlist:
         for watch in self._snapshot():
             if watch.reconsider is not None:
                 self._ask(watch, watch.reconsider)
+        self._sweep()
 
     def _snapshot(self) -> list[_Watch]:
         with self._lock:
@@ -164,7 +170,22 @@ class Waitlist:
         self._told.discard(_READ)
         return found
 
+    def _sweep(self) -> None:
+        now_ns = self._clock.monotonic_ns()
+        if self._swept_ns is not None and now_ns - self._swept_ns < LAPSE_S * NS_PER_S:
+            return
+        self._swept_ns = now_ns
+        try:
+            self._store.lapse()
+            self._told.discard(_LAPSE)
+        except Exception as error:  # noqa: BLE001 - it is tidied up by the next one
+            self._cannot(_LAPSE, error)
+
     def _hear(self, watch: _Watch, known: Deferral) -> None:
+        if known.said_by == LAPSED:
+            # Another host's clock is ahead of ours, or this one slept: what still waits here starts, late as it is.
+            self._end(watch, Why.LATEST)
+            return
         over = {RELEASED: Why.RELEASED, STARTED: Why.STARTED, GONE: Why.GONE}.get(known.state)
         if over is not None:
             self._end(watch, over)
@@ -227,13 +248,21 @@ class Waiters:
     def add(
         self, deferral: Deferral, ended: Callable[[Why], None], reconsider: Reconsider | None = None
     ) -> Callable[[], bool]:
-        """As ``Waitlist.add``."""
+        """As ``Waitlist.add``.
+
+        Raises:
+            RuntimeError: no thread can be started; nothing waits then.
+        """
         cancel = self._list.add(deferral, ended, reconsider)
         with self._lock:
             for name, loop in (("clocks", self._watch_clocks), ("ledger", self._poll_ledger)):
                 if name not in self._running:
+                    try:
+                        threading.Thread(target=loop, name=f"tao-flows-waiting-{name}", daemon=True).start()
+                    except RuntimeError:  # no more threads are to be had, or the interpreter is ending
+                        cancel()
+                        raise
                     self._running.add(name)
-                    threading.Thread(target=loop, name=f"tao-flows-waiting-{name}", daemon=True).start()
         self._added.set()
         return cancel
 

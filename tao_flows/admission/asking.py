@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
@@ -19,36 +20,75 @@ from tao_flows.gather import Gathered, Known, Wish, gather
 from tao_flows.leases import LEASE_S
 from tao_flows.ledger.budgets import Claim, Standing, claim_amount_uj, holder_of
 from tao_flows.ledger.deferrals import Planned
+from tao_flows.ledger.turns import left_s
 from tao_flows.records import DecisionRecord, Deferral
 from tao_flows.rules import Ruling
 from tao_flows.units import NS_PER_S
 
-MOST_TRIES: Final = 4
-"""Two tasks can want the last of a budget or of a slot at once: the one that is late decides anew, so often at most."""
+MOST_TRIES: Final = 16
+"""Tasks can want the last of a budget or of a slot at once: one that is late decides anew, so often at most."""
 
 
 class Asking:
-    """One question: decided, and decided anew where another task was faster to what it wanted."""
+    """One question: decided, and decided anew where another task was faster to what it wanted.
 
-    def __init__(self, shared: Shared, ask: Ask, ruling: Ruling, config: TaoConfig, plan: Deferral | None) -> None:
-        self._plan = plan
-        """What it waits for already."""
+    Args:
+        shared: what the decisions of this process have in common.
+        ask: the question.
+        ruling: what rules say of it.
+        config: the settings.
+        plan: what the task waits for already; then nothing is reserved or recorded but a new plan.
+        blind: the ledger cannot be asked. Of what it would tell nothing is known: nothing is denied for a budget's
+            sake, reserved or put off.
+    """
+
+    def __init__(
+        self,
+        shared: Shared,
+        ask: Ask,
+        ruling: Ruling,
+        config: TaoConfig,
+        plan: Deferral | None = None,
+        *,
+        blind: bool = False,
+    ) -> None:
+        self._plan, self._blind = plan, blind
         self._of, self._ask, self._ruling, self._config = shared, ask, ruling, config
         self._enforced = ruling.mode == "enforce"
-        self._budgets = shared.budgets_of(ask, ruling, config)
+        self._budgets = shared.budgets_of(ask, ruling, config, blind=blind)
         self._wish = self._wished()
 
     def verdict(self) -> Verdict:
-        for attempt in range(1, MOST_TRIES + 1):
-            now_ns, gathered, standings = self._gather()
-            answer = decide(parse_request(gathered.request)).to_json()
-            verdict = self._act(answer, gathered, now_ns, last=attempt == MOST_TRIES)
-            if verdict is not None:
-                break
-        else:  # the last try always has a verdict
-            raise AssertionError
+        """What the engine is to do.
+
+        Raises:
+            LedgerError: the ledger cannot be read or written, and the question is not blind.
+        """
+        with self._planning():
+            for attempt in range(1, MOST_TRIES + 1):
+                now_ns, gathered, standings = self._gather()
+                answer = decide(parse_request(gathered.request)).to_json()
+                verdict = self._act(answer, gathered, now_ns, last=attempt == MOST_TRIES or left_s() == 0.0)
+                if verdict is not None:
+                    break
+            else:  # the last try always has a verdict
+                raise AssertionError
         self._keep(answer, standings, verdict)
         return verdict
+
+    @contextmanager
+    def _planning(self) -> Iterator[None]:
+        """The tasks of one process choose their slots one after another, where they cannot all have the same."""
+        if not (self._enforced and self._wish.slack_s > 0):
+            yield
+            return
+        patience_s = left_s()
+        have_it = self._of.planning.acquire(timeout=-1 if patience_s is None else patience_s / 2)
+        try:
+            yield
+        finally:
+            if have_it:
+                self._of.planning.release()
 
     def _wished(self) -> Wish:
         ask, ruling = self._ask, self._ruling
@@ -58,7 +98,9 @@ class Asking:
         deadlines = [each for each in (ask.deadline, ruling.deadline) if each is not None]
         lost = [each.unplaced() for each in deadlines if each.at(moments) is None]
         for problem in lost:
-            self._of.noted.note(problem.code, problem.summary, remedy=problem.remedy, task=ask.key.task)
+            self._of.noted.note(
+                problem.code, problem.summary, remedy=problem.remedy, run_id=ask.key.run_id, task=ask.key.task
+            )
         deadline = earliest(deadlines, moments)
         return Wish(
             key=ask.key.task,
@@ -67,8 +109,8 @@ class Asking:
             run_key=holder_of(ask.key),
             deadline_wall_ns=None if deadline is None else round(deadline.timestamp() * NS_PER_S),
             max_defer_s=ruling.max_defer_s,
-            # What must end by a time that is not known must not wait.
-            deferrable=ruling.deferrable and can_defer and not lost,
+            # What must end by a time that is not known must not wait; nor what nobody could release.
+            deferrable=ruling.deferrable and can_defer and not lost and not self._blind,
             reroutable=ruling.reroutable and can_reroute,
             allowed_zones=ask.allowed_zones,
             requires=ask.requires,
@@ -78,23 +120,23 @@ class Asking:
         )
 
     def _gather(self) -> tuple[int, Gathered, list[Standing]]:
-        of = self._of
+        of, blind = self._of, self._blind
         now_ns, monotonic_ns = of.clock.wall_ns(), of.clock.monotonic_ns()
         standings: list[Standing] = []
-        if self._budgets:
+        if self._budgets and not blind:
             names = [budget.name for budget in self._budgets]
             standings = of.budgets.standings(names, without=self._wish.run_key)
-        pools = of.pools(self._config)
+        pools = of.pools(self._config, blind=blind)
         known = Known(
             pools=pools,
-            states=of.states(pools, now_ns),
+            states={} if blind else of.states(pools, now_ns),
             standings=standings,
             board=of.board,
-            planned=partial(of.deferrals.planned, besides=self._ask.key),
+            planned=None if blind else partial(of.deferrals.planned, besides=self._ask.key),
         )
-        gathered = gather(self._wish, known, of.profiles, now_ns, monotonic_ns)
+        gathered = gather(self._wish, known, None if blind else of.profiles, now_ns, monotonic_ns)
         for problem in gathered.problems:
-            of.noted.note(problem.code, problem.summary, remedy=problem.remedy)
+            of.told.tell(problem)
         return now_ns, gathered, standings
 
     def _act(self, answer: dict[str, Any], gathered: Gathered, now_ns: int, *, last: bool) -> Verdict | None:
@@ -102,15 +144,9 @@ class Asking:
         wanted: Action = answer["action"] if self._enforced else "run"
         pool = answer["pool"] if self._enforced and answer["pool"] else self._ask.home_pool
         if wanted == "defer":
-            deferral = self._deferral(answer)
-            if self._plan is not None and _alike(deferral, self._plan, gathered.slot_s):
-                return Verdict(self._ruling.mode, pool, "defer", deferral=self._plan)
-            planned = self._of.deferrals.plan(deferral, places=gathered.places[pool], slot_s=gathered.slot_s)
-            if planned:
-                return self._said("defer", pool, answer, gathered, now_ns, deferral)
-            if last or planned is not Planned.FULL:
-                self._wish = replace(self._wish, deferrable=False)
-            return self._said("run", self._ask.home_pool, answer, gathered, now_ns) if last else None
+            return self._defer(pool, answer, gathered, now_ns, last=last)
+        if self._plan is not None:
+            return Verdict(self._ruling.mode, pool)  # it starts, and whoever starts it asks for that
         if wanted != "deny" and not self._reserve(pool, gathered):
             if not last:
                 self._wish = replace(self._wish, explore=False)  # a ceiling is met by what is expected, not hoped for
@@ -118,17 +154,37 @@ class Asking:
             wanted = "deny"
         return self._said(wanted, pool, answer, gathered, now_ns)
 
+    def _defer(
+        self, pool: str, answer: dict[str, Any], gathered: Gathered, now_ns: int, *, last: bool
+    ) -> Verdict | None:
+        deferral = self._deferral(answer)
+        if self._plan is not None and _alike(deferral, self._plan, gathered.slot_s):
+            return Verdict(self._ruling.mode, pool, "defer", deferral=self._plan)
+        planned = self._of.deferrals.plan(deferral, places=gathered.places[pool], slot_s=gathered.slot_s)
+        if planned:
+            return self._said("defer", pool, answer, gathered, now_ns, deferral)
+        if last or planned is not Planned.FULL:
+            self._wish = replace(self._wish, deferrable=False)
+        if not last:
+            return None
+        if self._plan is not None:
+            return Verdict(self._ruling.mode, pool, "defer", deferral=self._plan)
+        self._reserve(self._ask.home_pool, gathered)
+        return self._said("run", self._ask.home_pool, answer, gathered, now_ns)
+
     def _reserve(self, pool: str, gathered: Gathered) -> bool:
         """Reserves what the task is expected to take of its budgets; False where a ceiling leaves no room for it."""
         expected = gathered.expected[pool]
         dispatch_j = next(each["dispatch_energy_j"] for each in gathered.request["pools"] if each["pool_id"] == pool)
-        if not self._budgets or expected.energy_j is None:
+        # A budget that was dropped since is none.
+        names = {each["name"] for each in gathered.request.get("budget", ())}
+        budgets = [budget for budget in self._budgets if budget.name in names]
+        if not budgets or expected.energy_j is None:
             return True  # what is not known is not reserved: it is charged when it is
         runtime_s = expected.runtime_s
         energy_j = expected.energy_j.mean + (dispatch_j or 0.0)
         claims = [
-            Claim(b.name, claim_amount_uj(b, energy_j, None if runtime_s is None else runtime_s.p50))
-            for b in self._budgets
+            Claim(b.name, claim_amount_uj(b, energy_j, None if runtime_s is None else runtime_s.p50)) for b in budgets
         ]
         granted = self._of.budgets.reserve(self._wish.run_key, claims, LEASE_S, force=not self._enforced).granted
         if granted or not self._enforced:
@@ -169,9 +225,10 @@ class Asking:
 
     def _keep(self, answer: dict[str, Any], standings: Sequence[Standing], verdict: Verdict) -> None:
         """Writes the decision down, and the regime for the next one."""
+        if verdict.decision is None:
+            return
         of = self._of
-        if verdict.decision is not None:
-            of.ledger.put_decision(verdict.decision)
+        of.ledger.put_decision(verdict.decision)
         before = {standing.budget.name: standing.regime for standing in standings}
         name, regime = answer.get("budget"), answer["regime"]
         if name in before and regime is not None and before[name] != regime:

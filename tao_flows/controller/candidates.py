@@ -156,8 +156,8 @@ def weigh(request: DecisionRequest) -> Weighed:
     wait = any(weights.values()) and _may_wait(request, home)
 
     def prospect(pool: Pool, row: Objectives) -> Prospect:
-        budget = None if pool.predicted_j is None else binding(request.budgets, pool.predicted_j)
-        penalty = penalty_of(budget or next(iter(request.budgets), None), pool.predicted_j)
+        budget = None if pool.predicted_j is None else binding(request.budgets, pool.predicted_j, pool.predicted_s)
+        penalty = penalty_of(budget or next(iter(request.budgets), None), pool.predicted_j, pool.predicted_s)
         constraints = constraints_now(request, pool)
         feasible = all(constraint.ok for constraint in constraints)
         forecasts = (carbon(pool.zone), price(pool.zone)) if wait and feasible else (None, None)

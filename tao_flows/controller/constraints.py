@@ -47,7 +47,9 @@ def _hard(request: DecisionRequest, pool: Pool) -> Iterator[Constraint]:
             # The mean, as the penalty and the reservation take it.
             several = len(request.budgets) > 1 and budget.name is not None
             name = f"budget_ceiling:{budget.name}" if several else "budget_ceiling"
-            yield _at_most(name, "J", budget.ceiling_j, pool.predicted_j, base=budget.in_use_j, hard=True)
+            predicted_j = pool.predicted_j
+            charged_j = None if predicted_j is None else budget.charged_j(predicted_j, pool.predicted_s)
+            yield _at_most(name, "J", budget.ceiling_j, charged_j, base=budget.in_use_j, hard=True)
 
 
 def _soft(request: DecisionRequest, pool: Pool) -> Iterator[Constraint]:

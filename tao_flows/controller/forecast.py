@@ -11,13 +11,14 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
-from itertools import accumulate, pairwise
-from operator import itemgetter
+from itertools import accumulate, islice
+from operator import itemgetter, mul, sub
 from typing import Any, Final
 
-from tao_flows.controller.model import Step, us_between
+from tao_flows.controller.model import MICROSECOND, Step, us_between
 
 _START: Final = itemgetter(0)
+_VALUE: Final = itemgetter(1)
 
 
 class Forecast:
@@ -35,6 +36,8 @@ class Forecast:
         self._margin = margin
         first = bisect_right(steps, now, key=_START) - 1
         self._steps = steps[first : bisect_right(steps, end, key=_START)]
+        self._values: list[Any] = list(map(_VALUE, self._steps))
+        self._has_nulls = None in self._values
 
     @property
     def changes(self) -> bool:
@@ -50,10 +53,10 @@ class Forecast:
     def least(self) -> float:
         """The least value there is, margin included; no mean of a later run is below it."""
         if self._has_nulls:
-            return min((value for value in self._robust if value is not None), default=0.0)
+            return min(self._robust)
         least: float = min(self._values)
         # A margin of more than 1 turns the order of what is below 0.
-        return min(self._robust) if least < 0 and self._margin > 1 else self._with_margin(least)
+        return min(self._robust) if least < 0 and self._margin > 1 else least + self._margin * abs(least)
 
     def mean(self, begin_us: int | None, length_us: int | None) -> float | None:
         """Mean over a run that starts now, as issued; None where a value in it is unknown.
@@ -66,20 +69,18 @@ class Forecast:
         if begin_us is None or length_us is None:
             return None
         end_us = begin_us + length_us
-        parts: list[tuple[float | None, int]] = []
-        at_us = begin_us
-        for step, following in pairwise(steps):
-            until_us = us_between(self._now, following.start)
-            if until_us <= begin_us:
-                continue
-            if until_us >= end_us:
-                parts.append((step.value, end_us - at_us))
+        edges_us = [begin_us]
+        values = [steps[0].value]
+        for start, value in islice(steps, 1, None):
+            at_us = (start - self._now) // MICROSECOND
+            if at_us <= begin_us:
+                values[0] = value
+            elif at_us < end_us:
+                edges_us.append(at_us)
+                values.append(value)
+            else:
                 break
-            parts.append((step.value, until_us - at_us))
-            at_us = until_us
-        else:
-            parts.append((steps[-1].value, end_us - at_us))
-        return _mean(parts, length_us)
+        return _mean(values, [*edges_us, end_us])
 
     def means(self, begins_us: Sequence[int], length_us: int) -> list[float]:
         """Mean over a run from each of the times, margin included. What is null counts as nothing: see ``gap``."""
@@ -99,49 +100,41 @@ class Forecast:
         first, last = (bisect_right(self._times, at) for at in (begin_us, max(end_us - 1, begin_us)))
         return None in self._values[first - 1 : last]
 
-    def _with_margin(self, value: float) -> float:
-        return value + self._margin * abs(value)
-
     @cached_property
-    def _values(self) -> list[Any]:
-        return [value for _, value in self._steps]
-
-    @cached_property
-    def _has_nulls(self) -> bool:
-        return None in self._values
-
-    @cached_property
-    def _robust(self) -> list[Any]:
-        return [None if value is None else self._with_margin(value) for value in self._values]
+    def _robust(self) -> list[float]:
+        """The values with the margin; what is null is left at nothing."""
+        margin, values = self._margin, self._values
+        if self._has_nulls:
+            values = [value or 0.0 for value in values]
+        return [value + margin * abs(value) for value in values] if margin else values
 
     @cached_property
     def _times(self) -> list[int]:
         """Starts of the steps; that of the first is not after now."""
-        return [us_between(self._now, step.start) for step in self._steps]
+        now = self._now
+        return [(start - now) // MICROSECOND for start, _ in self._steps]
 
     @cached_property
     def _integral(self) -> tuple[list[int], list[int], list[int], int]:
         """By step its start, its value times ``scale``, and what to add to value times time for the integral."""
-        ratios = [(value or 0.0).as_integer_ratio() for value in (self._robust if self._margin else self._values)]
-        scale = max(denominator for _, denominator in ratios)
+        ratios = list(map(float.as_integer_ratio, self._robust))
+        scale = max(map(_VALUE, ratios))
         values = [numerator * (scale // denominator) for numerator, denominator in ratios]
-        times = self._times
-        jumps = ((old - new) * at for (old, new), at in zip(pairwise(values), times[1:], strict=True))
-        return times, values, list(accumulate(jumps, initial=0)), scale
+        jumps = map(mul, map(sub, values, values[1:]), self._times[1:])
+        return self._times, values, list(accumulate(jumps, initial=0)), scale
 
 
-def _mean(parts: Sequence[tuple[float | None, int]], length_us: int) -> float | None:
-    """Mean of values, each with the microseconds it holds of ``length_us``; None if one of them is unknown."""
-    if len(parts) == 1:
-        return parts[0][0]
-    total = 0
-    scale = 1
-    for value, part_us in parts:
+def _mean(values: Sequence[float | None], edges_us: Sequence[int]) -> float | None:
+    """Mean of values that hold from edge to edge; None if one of them is unknown."""
+    if len(values) == 1:
+        return values[0]
+    total, scale = 0, 1
+    for value, begin_us, end_us in zip(values, edges_us, edges_us[1:], strict=False):
         if value is None:
             return None
         numerator, denominator = value.as_integer_ratio()
         if denominator > scale:  # both are powers of two
             total *= denominator // scale
             scale = denominator
-        total += numerator * (scale // denominator) * part_us
-    return total / (scale * length_us)
+        total += numerator * (scale // denominator) * (end_us - begin_us)
+    return total / (scale * (edges_us[-1] - edges_us[0]))

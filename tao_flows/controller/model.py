@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from tao_flows.units import US_PER_S
 
@@ -19,7 +19,8 @@ OnInfeasible = Literal["run", "deny"]
 Signal = Mapping[str, "tuple[Step, ...]"]
 """By zone, the steps of a carbon intensity or a price, in order of time."""
 
-_US = timedelta(microseconds=1)
+MICROSECOND: Final = timedelta(microseconds=1)
+"""The resolution of every time here."""
 
 
 def iso(moment: datetime) -> str:
@@ -33,8 +34,8 @@ def seconds_between(earlier: datetime, later: datetime) -> float:
 
 
 def us_between(earlier: datetime, later: datetime) -> int:
-    """Microseconds, the resolution of every time here, from ``earlier`` to ``later``; negative if that comes first."""
-    return (later - earlier) // _US
+    """Microseconds from ``earlier`` to ``later``; negative if that comes first."""
+    return (later - earlier) // MICROSECOND
 
 
 def time_after(moment: datetime, delay_s: float) -> datetime:
@@ -87,6 +88,11 @@ class Pool:
     trusted: bool = True
 
     @property
+    def predicted_s(self) -> float | None:
+        """Seconds it would run there, by the median."""
+        return None if self.runtime_s is None else self.runtime_s.p50
+
+    @property
     def predicted_j(self) -> float | None:
         """IT joules of sending the task there and running it: what is charged to a budget. PUE is not in it."""
         if self.energy_j is None or self.dispatch_energy_j is None:
@@ -120,6 +126,14 @@ class Budget:
     reserved_j: float
     ceiling_j: float | None = None
     name: str | None = None
+    window_s: float | None = None
+    """The length of a rolling window; None: of whatever runs, all counts."""
+
+    def charged_j(self, predicted_j: float, runtime_s: float | None) -> float:
+        """What a run would be charged with: no rolling window ever holds more of it than its own length."""
+        if self.window_s is None or runtime_s is None or runtime_s <= self.window_s:
+            return predicted_j
+        return predicted_j * (self.window_s / runtime_s)
 
     @property
     def in_use_j(self) -> float:

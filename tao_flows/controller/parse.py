@@ -129,13 +129,14 @@ def _budgets(request: Fields) -> tuple[Budget, ...]:
 
 
 def _budget(value: object, path: str) -> Budget:
-    fields = Fields(value, path, ("name", "limit_j", "spent_j", "reserved_j", "ceiling_j"))
+    fields = Fields(value, path, ("name", "limit_j", "spent_j", "reserved_j", "ceiling_j", "window_s"))
     return Budget(
         limit_j=fields.positive("limit_j", "joules"),
         spent_j=fields.number("spent_j", "joules"),
         reserved_j=fields.number("reserved_j", "joules"),
         ceiling_j=fields.optional_positive("ceiling_j", "joules"),
         name=None if fields.optional("name") is None else fields.text("name"),
+        window_s=fields.optional_positive("window_s", "seconds"),
     )
 
 

@@ -40,23 +40,29 @@ class Penalty(NamedTuple):
     """g: what is added to the weight of energy, relative to it. 0 without a budget."""
 
 
-def penalty_of(budget: Budget | None, predicted_j: float | None) -> Penalty:
-    """The penalty of a candidate that is predicted to take ``predicted_j`` IT joules, dispatch included."""
+def penalty_of(budget: Budget | None, predicted_j: float | None, runtime_s: float | None = None) -> Penalty:
+    """The penalty of a candidate.
+
+    Args:
+        budget: the one it is weighed under.
+        predicted_j: IT joules it is predicted to take, dispatch included.
+        runtime_s: seconds it is predicted to take; a rolling window that is shorter is charged its share.
+    """
     if budget is None:
         return Penalty(1.0, None, 0.0)
     if predicted_j is None:
         return Penalty(None, None, 0.0)
-    utilisation = _utilisation(budget, predicted_j)
+    utilisation = _utilisation(budget, predicted_j, runtime_s)
     exponent = min(KAPPA * (utilisation - 1.0), MAX_EXPONENT)
     return Penalty(1.0 + (P_MAX - 1.0) / (1.0 + math.exp(-exponent)), utilisation, math.exp(exponent))
 
 
-def binding(budgets: Iterable[Budget], predicted_j: float | None) -> Budget | None:
+def binding(budgets: Iterable[Budget], predicted_j: float | None, runtime_s: float | None = None) -> Budget | None:
     """The budget of which a candidate would leave most in use, by name among equals; None if there is none."""
     joules = predicted_j or 0.0
-    return min(budgets, key=lambda budget: (-_utilisation(budget, joules), budget.name or ""), default=None)
+    return min(budgets, key=lambda budget: (-_utilisation(budget, joules, runtime_s), budget.name or ""), default=None)
 
 
-def _utilisation(budget: Budget, predicted_j: float) -> float:
+def _utilisation(budget: Budget, predicted_j: float, runtime_s: float | None) -> float:
     # A limit of a few attojoules is no reason for an infinity.
-    return min((budget.in_use_j + predicted_j) / budget.limit_j, sys.float_info.max)
+    return min((budget.in_use_j + budget.charged_j(predicted_j, runtime_s)) / budget.limit_j, sys.float_info.max)

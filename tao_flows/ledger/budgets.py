@@ -132,8 +132,7 @@ class BudgetStore:
     def all(self) -> list[EnergyBudget]:
         """Every budget that is defined, by name."""
         with self._ledger.transaction(write=False) as tx:
-            rows = tx.execute("SELECT body FROM budgets WHERE body <> ''")
-        return sorted((defined(body) for (body,) in rows), key=lambda budget: budget.name)
+            return read_all(tx)
 
     def under(self, named: str = "", *, team: str = "", flow: str = "", pool: str = "") -> list[EnergyBudget]:
         """The budgets a task is under: the one it names, and every one whose scope it falls under; by name."""
@@ -197,6 +196,12 @@ class BudgetStore:
         with self._ledger.transaction() as tx:
             lock(tx, budgets_of(tx, holder))
             release(tx, holder)
+
+
+def read_all(tx: Transaction) -> list[EnergyBudget]:
+    """``BudgetStore.all`` within a transaction."""
+    rows = tx.execute("SELECT body FROM budgets WHERE body <> ''")
+    return sorted((defined(body) for (body,) in rows), key=lambda budget: budget.name)
 
 
 def reserve(

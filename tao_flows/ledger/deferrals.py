@@ -13,6 +13,7 @@ from tao_flows.clock import iso_from_ns
 from tao_flows.errors import LedgerError
 from tao_flows.ledger import codec, schema
 from tao_flows.ledger.base import Ledger, RunRef, Transaction
+from tao_flows.ledger.turns import left_s
 from tao_flows.records import DecisionRecord, Deferral, RunKey
 from tao_flows.units import NS_PER_S
 
@@ -22,11 +23,14 @@ WAITING: Final = "waiting"
 RELEASED: Final = "released"
 STARTED: Final = "started"
 GONE: Final = "gone"
+LAPSED: Final = "lapsed"
+"""Who said that it has started or is gone, where nobody did and its time was over."""
 
 LAPSE_S: Final = 60.0
 """What is this long past its latest start has nobody left who waits for it: no waiter starts later than that."""
 PATIENCE_S: Final = 5.0
-"""How long a change is tried again while others are writing; one call takes at most this and one transaction more."""
+"""How long a change is tried again while others are writing, if not within less (``turns.within``); one call takes at
+most this and one transaction more."""
 _FEW: Final = 64
 """Up to this many deferrals are looked up one by one; more are picked from all that are open first."""
 
@@ -43,7 +47,7 @@ _CLOSE: Final = f"UPDATE deferrals SET state = :state, changed_wall_ns = :now WH
 _HAS_RUN: Final = f"""EXISTS (SELECT 1 FROM tasks
     WHERE {" AND ".join(f"tasks.{column} = deferrals.{column}" for column in _KEY)})"""
 _LAPSE: Final = f"""UPDATE deferrals SET state = CASE WHEN {_HAS_RUN} THEN 'started' ELSE 'gone' END,
-    changed_wall_ns = :now WHERE {_IS_OPEN} AND latest_wall_ns < :before RETURNING {_COLUMNS}"""
+    said_by = '{LAPSED}', changed_wall_ns = :now WHERE {_IS_OPEN} AND latest_wall_ns < :before RETURNING {_COLUMNS}"""
 
 
 class Planned(Enum):
@@ -200,7 +204,8 @@ class DeferralStore:
 
     def _patiently(self, act: Callable[[Transaction], T]) -> T:
         """What ``act`` gives, in a transaction that is tried again while others are writing."""
-        give_up_s = time.monotonic() + PATIENCE_S
+        patience_s = left_s()
+        give_up_s = time.monotonic() + (PATIENCE_S if patience_s is None else min(PATIENCE_S, patience_s))
         while True:
             try:
                 with self._ledger.transaction() as transaction:

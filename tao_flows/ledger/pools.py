@@ -9,7 +9,7 @@ from typing import Final
 
 from tao_flows.errors import ConfigError, LedgerError
 from tao_flows.ledger import codec
-from tao_flows.ledger.base import Ledger
+from tao_flows.ledger.base import Ledger, Transaction
 from tao_flows.pool_state import PoolState
 from tao_flows.pools import WorkerPool, pool_from_table, pool_table
 
@@ -51,8 +51,7 @@ class PoolStore:
     def all(self) -> tuple[WorkerPool, ...]:
         """Every description, by id."""
         with self._ledger.transaction(write=False) as transaction:
-            rows = transaction.execute("SELECT pool_id, body FROM pools ORDER BY pool_id")
-        return tuple(_pool(pool_id, body) for pool_id, body in rows)
+            return read_pools(transaction)
 
     def drop(self, pool_id: str) -> bool:
         """Removes a pool's description and what was seen of it. Whether there was a description."""
@@ -78,12 +77,22 @@ class PoolStore:
     def states(self) -> dict[str, tuple[PoolState, ...]]:
         """By pool, what each source saw last, however long ago."""
         with self._ledger.transaction(write=False) as transaction:
-            rows = transaction.execute("SELECT body FROM pool_states ORDER BY pool_id, source")
-        states: defaultdict[str, list[PoolState]] = defaultdict(list)
-        for (body,) in rows:
-            state = codec.load(PoolState, body)
-            states[state.pool_id].append(state)
-        return {pool_id: tuple(seen) for pool_id, seen in states.items()}
+            return read_states(transaction)
+
+
+def read_pools(transaction: Transaction) -> tuple[WorkerPool, ...]:
+    """``PoolStore.all`` within a transaction."""
+    rows = transaction.execute("SELECT pool_id, body FROM pools ORDER BY pool_id")
+    return tuple(_pool(pool_id, body) for pool_id, body in rows)
+
+
+def read_states(transaction: Transaction) -> dict[str, tuple[PoolState, ...]]:
+    """``PoolStore.states`` within a transaction."""
+    states: defaultdict[str, list[PoolState]] = defaultdict(list)
+    for (body,) in transaction.execute("SELECT body FROM pool_states ORDER BY pool_id, source"):
+        state = codec.load(PoolState, body)
+        states[state.pool_id].append(state)
+    return {pool_id: tuple(seen) for pool_id, seen in states.items()}
 
 
 def _pool(pool_id: str, body: str) -> WorkerPool:

@@ -7,8 +7,8 @@ import logging
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,6 +17,7 @@ from tao_flows.errors import LedgerError, TaoError
 from tao_flows.ledger.base import FleetRow, History, Ledger, RunOverhead, RunRef, Transaction
 from tao_flows.ledger.forward import drain, sink_of
 from tao_flows.ledger.spool import Spool
+from tao_flows.ledger.turns import Turns
 from tao_flows.ledger.wireformat import Entry, deliver, encode, is_refusal
 from tao_flows.records import DecisionRecord, HostAccount, Incident, RunKey, RunRecord, Segment, TaskRecord
 from tao_flows.units import NS_PER_S
@@ -49,6 +50,7 @@ class _State:
     """One process's part: a forked child has none of its parent's records."""
 
     pid: int = field(default_factory=os.getpid)
+    turns: Turns = field(default_factory=Turns)
     queue: deque[_Waiting] = field(default_factory=deque)
     unkept: deque[_Waiting] = field(default_factory=deque)
     """What is not in the spool: of the queue, and what has since been written."""
@@ -68,7 +70,7 @@ class _State:
 
 
 class SafeLedger:
-    """Writes that never raise, and reads that do.
+    """Writes that never raise, and reads that do. What a decision reads and writes is asked in turns (``Turns``).
 
     What cannot be written is kept in memory and written in order later: by the next write once the pause after a
     failure is over, by ``flush``, and at the interpreter's end. At once it is also copied to the spool, so that it
@@ -170,7 +172,8 @@ class SafeLedger:
         return self._inner.incidents(run)
 
     def history(self, task: str, pool: str, limit: int = 50) -> History:
-        return self._inner.history(task, pool, limit)
+        with self._mine().turns.turn(self._pause_ns / NS_PER_S):
+            return self._inner.history(task, pool, limit)
 
     def spent_uj(self, budget: str, since_wall_ns: int) -> int:
         return self._inner.spent_uj(budget, since_wall_ns)
@@ -184,8 +187,10 @@ class SafeLedger:
     def reconcile(self, is_alive: Callable[[Segment], bool | None]) -> Sequence[RunKey]:
         return self._inner.reconcile(is_alive)
 
-    def transaction(self, *, write: bool = True) -> AbstractContextManager[Transaction]:
-        return self._inner.transaction(write=write)
+    @contextmanager
+    def transaction(self, *, write: bool = True) -> Iterator[Transaction]:
+        with self._mine().turns.turn(self._pause_ns / NS_PER_S), self._inner.transaction(write=write) as transaction:
+            yield transaction
 
     def close(self) -> None:
         """Flushes what it can in ``wait_s``, and gives back what it holds. May be called twice."""

@@ -73,6 +73,8 @@ class _Asked:
         record = replace(
             self.record,
             started_wall_ns=max(self.record.started_wall_ns, self.tao.clock.wall_ns()),
+            # One that nobody has configured is not charged.
+            budget=self.record.budget if self.record.budget in self.verdict.budgets else "",
             budgets=self.verdict.budgets,
         )
         return Admitted(self.tao, record, self.verdict, self.alone)

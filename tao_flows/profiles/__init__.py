@@ -1,7 +1,7 @@
 """What a task is expected to cost, and how sure that is: learned by task, pool and size from its settled runs."""
 
 from tao_flows.profiles.cache import PROFILE_TTL_S, Profiles
-from tao_flows.profiles.cold import Described, explored
+from tao_flows.profiles.cold import Described, complete, explored
 from tao_flows.profiles.learned import Estimate, Expectation, Profile, expect, learn
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Expectation",
     "Profile",
     "Profiles",
+    "complete",
     "expect",
     "explored",
     "learn",

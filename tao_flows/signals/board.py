@@ -117,6 +117,11 @@ class SignalBoard:
         clock = clock or SystemClock()
         return cls((build_feed(spec, store, cache_dir, clock, keys, env) for spec in specs.values()), clock, cache_dir)
 
+    @property
+    def configured(self) -> frozenset[str]:
+        """The signals there are settings for, in any zone, by their names in a request."""
+        return frozenset(feed.spec.signal for feed in self._feeds)
+
     def read(
         self,
         zones: Collection[str],

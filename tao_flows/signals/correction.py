@@ -18,14 +18,16 @@ HALF_LIFE_DAYS: Final = 35.0
 """After which an error counts half. Chosen on CAISO PGE, May 2019 to April 2020; 20 to 120 days differ by a point."""
 RIDGE: Final = 0.01
 """Shrinks the correction towards none; 0.0001 to 0.05 make no difference beyond noise on the same year."""
-STRIDE: Final = 5
-"""Every fifth slot is learned from: prime to the slots of an hour, so that every phase of the hour comes up."""
+DAILY_ISSUES: Final = 56
+"""About how many slots of a day are learned from: every fifth where they take five minutes, so that every phase of the
+hour comes up."""
 LEAST_ROWS: Final = 200
 """Errors a lead must have seen before anything is corrected."""
 _NEIGHBOURS: Final = (-6, -3, 3, 6)
 _SIZE: Final = 4 + len(_NEIGHBOURS)
 _GROUP_RATIO: Final = 1.15
 _SINGLE_LEADS: Final = 12
+_WEEKS_DAYS: Final = 28
 _DAY_NS: Final = 86_400 * 10**9
 
 
@@ -101,6 +103,7 @@ class Corrector:
     def __init__(self, step_ns: int, leads: int) -> None:
         self.leads = leads
         self._per_day = max(round(_DAY_NS / step_ns), 1)
+        self._stride = max(self._per_day // DAILY_ISSUES, 1) | 1
         self._decay = 0.5 ** (1.0 / HALF_LIFE_DAYS)
         self._groups = [_group(lead) for lead in range(1, leads + 1)]
         self._near = [[min(max(lead + k, 1), leads) for k in _NEIGHBOURS] for lead in range(1, leads + 1)]
@@ -110,7 +113,8 @@ class Corrector:
         self._views: deque[list[float]] = deque(maxlen=leads + 1)
         self._view: list[float] | None = None
         self._pending: deque[_Pending] = deque()
-        self._mean = self._scale = 0.0
+        self._mean = self._daily = self._weekly = self._scale = 0.0
+        self._seen = 0
         self._slot = -1
 
     def issue(self, values: Mapping[int, float]) -> None:
@@ -135,7 +139,7 @@ class Corrector:
         self._view = None
         view = self.plain()
         self._views.append(view)
-        if slot % STRIDE == 0 and value is not None and self._scale > 0.0:
+        if slot % self._stride == 0 and value is not None and self._scale > 0.0:
             covered = [slot + lead in self._issued for lead in range(self.leads + 1)]
             self._pending.append(_Pending(slot, self._scale, view, covered, self._rows(view)))
 
@@ -192,11 +196,19 @@ class Corrector:
             self._fits[self._groups[lead - 1]][covered[lead]].add(row, (value - view[lead]) / scale)
 
     def _weigh(self, value: float) -> None:
-        """Keeps the mean absolute deviation over about a day: errors of wild days count no more than those of calm."""
+        """Keeps the mean absolute deviation over about a day: errors of wild days count no more than those of calm.
+
+        A signal that has stood still for days is taken to vary a tenth as much as over the weeks: its next jump is not
+        all there is to learn from.
+        """
         if len(self._values) == 1:
             self._mean = value
         self._mean += (value - self._mean) / self._per_day
-        self._scale += (abs(value - self._mean) - self._scale) / min(len(self._values), self._per_day)
+        deviation, seen = abs(value - self._mean), len(self._values)
+        self._daily += (deviation - self._daily) / seen
+        self._weekly += (deviation - self._weekly) / max(seen, min(self._seen, _WEEKS_DAYS * self._per_day))
+        self._seen += 1
+        self._scale = max(self._daily, self._weekly / 10.0)
 
     def _last(self) -> float:
         return self._values[-1] if self._values else 0.0

@@ -19,7 +19,7 @@ from tao_flows.signals.cache import SharedFile, file_name
 from tao_flows.signals.feeds import Feed
 from tao_flows.signals.model import CARBON, Steps, check_value
 from tao_flows.signals.times import check_ns
-from tao_flows.signals.trailing import NO_TRUST, Trail, step_of
+from tao_flows.signals.trailing import NO_TRUST, Trail, alike_s, step_of
 from tao_flows.units import S_PER_H, s_from_ns
 
 KEEP_S: Final = 600.0
@@ -93,7 +93,7 @@ class Learning:
 
         One that is due is drawn in the background; it is waited for, ``wait_s`` at most, where there is none yet.
         """
-        keys = [(feed.name, _rounded(slack_s), _rounded(runtime_s)) for feed in feeds]
+        keys = [(feed.name, alike_s(slack_s), alike_s(runtime_s)) for feed in feeds]
         awaited = []
         for key, feed in zip(keys, feeds, strict=True):
             kept = self._kept.get(key)
@@ -165,11 +165,6 @@ def _brought_up(trailed: _Trailed, feed: Feed, horizon_s: float, now_wall_ns: in
     trailed.last_value_ns = values[-1][0] if values else trailed.last_value_ns
     trailed.trail.advance(now_wall_ns)
     return trailed.trail
-
-
-def _rounded(seconds: float) -> float:
-    """To the nearest of the powers of the square root of two, at least a second."""
-    return math.pow(2.0, round(2 * math.log2(max(seconds, 1.0))) / 2)
 
 
 def _encode(drawn_wall_ns: int, lesson: Lesson) -> dict[str, Any]:

@@ -143,6 +143,8 @@ class Trail:
         step_ns, taken = self.step_ns, False
         while self._issues and self._issues[0].issued_wall_ns <= until_ns:
             steps = self._issues.popleft().steps
+            if not steps:
+                continue
             # The last step is as long as the one before it.
             last_ns = 2 * steps[-1][0] - steps[-2][0] if len(steps) > 1 else steps[-1][0] + self._signal_step_ns
             values: dict[int, float] = {}

@@ -71,7 +71,7 @@ def test_a_task_does_not_wait_for_its_figure_and_its_record_has_it_in_the_end(as
     assert took_s[0] < 0.6 or not seen[0].measurement.pending
     assert seen[0].measurement.pending
     assert seen[0].measurement.energy.value_uj is None
-    assert seen[0].measurement.cpu_s >= 0.02
+    assert seen[0].measurement.cpu_s >= 0.015
     (record,) = tasks_of(ledger, "work")
     assert not record.measurement.pending
     assert record.measurement.energy.value_j == 7.0

@@ -273,7 +273,7 @@ def test_a_budget_is_spent_by_the_tasks_charged_to_it_and_shows_in_the_decision(
 
     main()
     decisions = ledger.decisions(ref(only_run(ledger)))
-    spent = [decision.request["budget"]["spent_j"] for decision in decisions]
+    spent = [decision.request["budget"][0]["spent_j"] for decision in decisions]
     assert spent[0] == 0
     assert spent == sorted(spent)
     assert spent[-1] > 0.5
