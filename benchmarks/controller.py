@@ -49,6 +49,7 @@ class Size(NamedTuple):
 SIZES: Final = (
     Size("10 pools x 48 slots, 5 zones, hourly signals", 10, 48, 5, HOUR),
     Size("10 pools x 48 slots, 5 zones, five-minute signals", 10, 48, 5, 1),
+    Size("10 pools x 48 slots, a zone each, five-minute signals", 10, 48, 10, 1),
     Size("100 pools x 288 slots, 20 zones, hourly signals", 100, 288, 20, HOUR),
     Size("100 pools x 288 slots, 20 zones, five-minute signals", 100, 288, 20, 1),
     Size("100 pools x 288 slots, a zone each, five-minute signals", 100, 288, 100, 1),

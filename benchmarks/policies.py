@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from datetime import datetime, timezone
@@ -62,7 +63,7 @@ FULL = (
     Case("CAISO", "PGE", 1, 2, "2020-05-01", "2021-08-31", "2020-04-01"),
     Case("CAISO", "SCE", 1, 2, "2019-06-01", "2020-04-30", "2019-04-30"),
     Case("CAISO", "SCE", 1, 2, "2020-05-01", "2021-08-31", "2020-04-01"),
-    Case("CAISO", "SCE", 1, 2, "2021-01-01", "2021-08-31", "2020-12-01", every_h=3, ablate=True),
+    Case("CAISO", "SCE", 1, 2, "2021-03-01", "2021-08-31", "2021-02-01", every_h=3, ablate=True),
     *(
         Case("ERCOT", zone, runtime_h, 24, first, last, known_from, every_h=3)
         for zone in ("LZ_HOUSTON", "LZ_WEST")
@@ -73,8 +74,9 @@ FULL = (
         )
     ),
     *(
-        Case("ERCOT", zone, 4, 24, first, last, known_from, every_h=3, past_only=True)
+        Case("ERCOT", zone, runtime_h, 24, first, last, known_from, every_h=3, past_only=True)
         for zone in ("LZ_HOUSTON", "LZ_WEST")
+        for runtime_h in (1, 4)
         for first, last, known_from in (
             ("2021-02-05", "2021-03-20", "2021-01-01"),
             ("2021-04-01", "2022-12-30", "2021-03-20"),
@@ -176,13 +178,18 @@ def measure(pool: Executor, path: Path | None, seed: int) -> dict[str, Any]:
     )
     hostile = pool.map(_hostile, worlds(seed), repeat(seed))
     return {
-        "cases": list(cases),
+        "cases": [_told(case) for case in cases],
         "hostile": list(hostile),
         "penalty": {
             label: {name: score.to_json() for name, score in scores.items()}
             for label, scores in penalties(seed).items()
         },
     }
+
+
+def _told(case: dict[str, Any]) -> dict[str, Any]:
+    print(f"done: {case['title']}", file=sys.stderr, flush=True)
+    return case
 
 
 def show(report: Mapping[str, Any]) -> None:

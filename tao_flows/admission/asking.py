@@ -68,7 +68,7 @@ class Asking:
             for attempt in range(1, MOST_TRIES + 1):
                 now_ns, gathered, standings = self._gather()
                 answer = decide(parse_request(gathered.request)).to_json()
-                verdict = self._act(answer, gathered, now_ns, last=attempt == MOST_TRIES or left_s() == 0.0)
+                verdict = self._act(answer, gathered, now_ns, last=attempt == MOST_TRIES)
                 if verdict is not None:
                     break
             else:  # the last try always has a verdict
@@ -146,7 +146,10 @@ class Asking:
         if wanted == "defer":
             return self._defer(pool, answer, gathered, now_ns, last=last)
         if self._plan is not None:
-            return Verdict(self._ruling.mode, pool)  # it starts, and whoever starts it asks for that
+            # What would be denied now may be allowed at its start. What is to start is asked for by whoever starts it.
+            unsaid = wanted == "deny" or ("signals" in gathered.request and _is_between(self._plan, now_ns, gathered))
+            goes_on = self._plan if unsaid else None
+            return Verdict(self._ruling.mode, pool, "defer" if goes_on else "run", deferral=goes_on)
         if wanted != "deny" and not self._reserve(pool, gathered):
             if not last:
                 self._wish = replace(self._wish, explore=False)  # a ceiling is met by what is expected, not hoped for
@@ -163,14 +166,14 @@ class Asking:
         planned = self._of.deferrals.plan(deferral, places=gathered.places[pool], slot_s=gathered.slot_s)
         if planned:
             return self._said("defer", pool, answer, gathered, now_ns, deferral)
-        if last or planned is not Planned.FULL:
+        if self._plan is not None and planned is Planned.FULL:
+            return Verdict(self._ruling.mode, pool, "defer", deferral=self._plan)
+        if planned is not Planned.FULL or left_s() == 0.0:
             self._wish = replace(self._wish, deferrable=False)
         if not last:
             return None
-        if self._plan is not None:
-            return Verdict(self._ruling.mode, pool, "defer", deferral=self._plan)
-        self._reserve(self._ask.home_pool, gathered)
-        return self._said("run", self._ask.home_pool, answer, gathered, now_ns)
+        action: Action = "run" if self._reserve(self._ask.home_pool, gathered) else "deny"
+        return self._said(action, self._ask.home_pool, answer, gathered, now_ns)
 
     def _reserve(self, pool: str, gathered: Gathered) -> bool:
         """Reserves what the task is expected to take of its budgets; False where a ceiling leaves no room for it."""
@@ -238,6 +241,13 @@ class Asking:
 def _alike(plan: Deferral, before: Deferral, slot_s: float) -> bool:
     """Whether a plan is the one before: starts are planned from the present on, so that they shift with it."""
     return plan.pool == before.pool and abs(plan.start_wall_ns - before.start_wall_ns) < slot_s * NS_PER_S
+
+
+def _is_between(plan: Deferral, now_ns: int, gathered: Gathered) -> bool:
+    """Whether a plan lies behind the last start that is weighed: they are slots apart, from the present on."""
+    slot_ns = round(gathered.slot_s * NS_PER_S)
+    last_ns = plan.latest_wall_ns - (plan.latest_wall_ns - now_ns) % slot_ns
+    return plan.start_wall_ns > last_ns or plan.latest_wall_ns - now_ns < slot_ns
 
 
 def _wall_ns(text: str) -> int:

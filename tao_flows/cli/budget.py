@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -223,18 +223,17 @@ def _cells(standing: Standing) -> tuple[str, ...]:
         format_energy(j_from_uj(standing.reserved_uj)),
         f"-{left}" if standing.left_uj < 0 else left,
         _regime(standing),
-        budget.calendar or format_duration(budget.window_s),
-        _end(standing),
+        _window(standing),
     )
 
 
-def _end(standing: Standing) -> str:
-    """When the window ends, by the clock of its own zone."""
+def _window(standing: Standing) -> str:
+    """The window, and when it ends by the clock of its own zone."""
+    budget = standing.budget
     if standing.end_wall_ns is None:
-        return "rolls"
-    name = standing.budget.timezone
-    local = datetime.fromtimestamp(standing.end_wall_ns // NS_PER_S, zone_of(name, standing.budget.name))
-    return f"{local:%F %H:%M} {name}"
+        return f"{format_duration(budget.window_s)}, rolls"
+    local = datetime.fromtimestamp(standing.end_wall_ns // NS_PER_S, zone_of(budget.timezone, budget.name))
+    return f"{budget.calendar} to {local:%F %H:%M} {budget.timezone}"
 
 
 def _table(standings: list[Standing]) -> Table:
@@ -242,10 +241,11 @@ def _table(standings: list[Standing]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("budget", "limit", "spent", "reserved", "left", "regime", "window", "ends"):
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("budget", "limit", "spent", "reserved", "left", "regime", "window"):
         figure = heading in {"limit", "spent", "reserved", "left"}
-        table.add_column(heading, overflow="fold", justify="right" if figure else "left", no_wrap=heading == "regime")
+        justify: Literal["left", "right"] = "right" if figure else "left"
+        table.add_column(heading, overflow="fold", justify=justify, no_wrap=figure or heading == "regime")
     for each in standings:
         name, *cells = _cells(each)
         styled = [Text(cell, style=_STYLES.get(cell, "")) for cell in cells]
@@ -257,7 +257,7 @@ def _lines(standings: list[Standing]) -> list[str]:
     now = datetime.now(timezone.utc).strftime("%FT%TZ")
     return [
         f"{now} {name}: {spent} spent, {reserved} reserved, {left} left of {limit}, {regime}"
-        for name, limit, spent, reserved, left, regime, _, _ in map(_cells, standings)
+        for name, limit, spent, reserved, left, regime, _ in map(_cells, standings)
     ]
 
 

@@ -4,17 +4,17 @@ A candidate is a pool and a start. Energy is ``pue * (mean + dispatch)``, at the
 on the start; carbon is its kilowatt-hours times the mean of the signal over the run; cost is ``price_per_h`` times the
 median runtime, plus the kilowatt-hours times the mean of the price signal where there is one.
 
-Every pool may be started now. What a pool costs, what it must meet and when else it could be started is worked out
-once a pool, in a :class:`Prospect`; what a later start costs, only for the starts that are asked for.
+Every pool may be started now. What is alike for all starts of a pool is worked out once a pool, in a
+:class:`Prospect`; the exact means over its runs, only for the starts that are asked for.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cache
+from functools import cache, cached_property
 from typing import NamedTuple
 
 from tao_flows.controller.constraints import constraints_now
@@ -35,14 +35,61 @@ from tao_flows.controller.score import Scale, scale_of, weights_in_use
 from tao_flows.units import S_PER_H, US_PER_S, kwh_from_j
 
 
-@dataclass(frozen=True, slots=True)
-class Prospect:
-    """A pool as far as its candidates are alike, and the start now."""
+@dataclass(eq=False)
+class Run:
+    """A run of the task in a pool, as far as the weights and the other pools do not matter. None: unknown."""
 
     pool: Pool
+    energy_j: float | None
+    """At the building's meter."""
+    rent: float | None
+    begin_s: float | None
+    """Seconds from a start to where the run begins: the engine's latency and the queue."""
+    length_s: float | None
+    carbon: Forecast | None
+    price: Forecast | None
+    has_price: bool
+    """The request has a price signal."""
+
+    def is_known(self) -> tuple[bool, bool, bool, bool]:
+        """Which objectives of the start now are known."""
+        energy, begin_us, length_us = self.energy_j is not None, us(self.begin_s), us(self.length_s)
+        carbon, price = (
+            energy and signal is not None and signal.is_known(begin_us, length_us)
+            for signal in (self.carbon, self.price)
+        )
+        rent = self.rent is not None and (price or not self.has_price)
+        return energy, carbon, rent, begin_us is not None and length_us is not None
+
+    @cached_property
+    def now(self) -> Objectives:
+        """What starting now would cost."""
+        begin_s, length_s, rent = self.begin_s, self.length_s, self.rent
+        power = self._priced(self.price) if self.has_price else 0.0
+        return Objectives(
+            energy_j=self.energy_j,
+            carbon_g=self._priced(self.carbon),
+            cost=None if rent is None or power is None else rent + power,
+            finish_s=None if begin_s is None or length_s is None else begin_s + length_s,
+        )
+
+    def _priced(self, signal: Forecast | None) -> float | None:
+        if self.energy_j is None or signal is None:
+            return None
+        mean = signal.mean(us(self.begin_s), us(self.length_s))
+        return None if mean is None else kwh_from_j(self.energy_j) * mean
+
+
+@dataclass(eq=False)
+class Prospect:
+    """A pool as far as its candidates are alike. What only some choices need is worked out when they ask for it."""
+
+    request: DecisionRequest
+    run: Run
+    known: Objectives
+    """The objectives of the start now in the home pool: those that are None count for no pool."""
     away: bool
     """It is not the home pool."""
-    now: Objectives
     constraints: tuple[Constraint, ...]
     """Of the start now."""
     feasible: bool
@@ -53,17 +100,35 @@ class Prospect:
     scale: Scale
     base: float
     """What energy adds to the score of each start."""
-    # Of a pool that may be started later, none of these is unknown but a rent that nobody asks for; else they are 0.
+    waits: bool
+    """It may be started later, and a signal is to change. Nothing is unknown then but a rent that nobody asks for."""
+    # Where these are unknown they are 0, and count for nothing.
     kwh: float
     """At the building's meter."""
     rent: float
     begin_s: float
-    """Seconds from a start to where the run begins: the engine's latency and the queue."""
     length_s: float
     carbon: Forecast | None
     price: Forecast | None
-    starts_us: Sequence[int]
-    """The later starts that it may wait for, in microseconds from now."""
+
+    @property
+    def pool(self) -> Pool:
+        """Where it is."""
+        return self.run.pool
+
+    @property
+    def now(self) -> Objectives:
+        """What its start now would cost, in the objectives that are known for all pools."""
+        return only_as_known(self.run.now, self.known)
+
+    @cached_property
+    def starts_us(self) -> Sequence[int]:
+        """The later starts that it may wait for, in microseconds from now."""
+        if not self.waits:
+            return ()
+        changes_us = [signal.settled_us for signal in (self.carbon, self.price) if signal is not None]
+        settled_us = max(max(changes_us) - round(self.begin_s * US_PER_S), 0)
+        return later_starts_us(self.request, self.pool, self.latest_s, settled_us)
 
     def now_score(self) -> float:
         """The score of its start now."""
@@ -75,16 +140,25 @@ class Prospect:
         base, columns = self.base, zip(*self._columns(starts_us), strict=True)
         return [base + carbon * grams + cost * money + latency * finish_s for grams, money, finish_s in columns]
 
+    def least_now(self) -> Objectives:
+        """What the start now does not cost less than, without its means: as if it met each signal's least value."""
+        carbon_g = 0.0 if self.carbon is None else self.kwh * self.carbon.least_issued
+        cost = self.rent + (0.0 if self.price is None else self.kwh * self.price.least_issued)
+        return self._row(carbon_g, cost, self.begin_s + self.length_s)
+
     def least(self, start_us: int) -> Objectives:
         """What neither a later start nor any after it costs less than: as if its run met each signal's least value."""
         carbon_g = 0.0 if self.carbon is None else self.kwh * self.carbon.least
         cost = self.rent + (0.0 if self.price is None else self.kwh * self.price.least)
         return self._row(carbon_g, cost, self.finish_s(start_us))
 
-    def least_score(self) -> Callable[[int], float]:
-        """The score of ``least``, by start."""
-        floor, latency = self._score(self.least(0)._replace(finish_s=0.0)), self.scale.latency
-        return lambda start_us: floor + latency * self.finish_s(start_us)
+    def least_now_score(self) -> float:
+        """The score of ``least_now``."""
+        return self._score(self.least_now())
+
+    def least_score(self, start_us: int) -> float:
+        """The score of ``least``."""
+        return self._score(self.least(start_us))
 
     def kept(self) -> list[tuple[int, Objectives, float]]:
         """The start now and the later starts that improve some objective over each one before them.
@@ -106,11 +180,8 @@ class Prospect:
         return start_us / US_PER_S + self.begin_s + self.length_s
 
     def _row(self, carbon_g: float, cost: float, finish_s: float) -> Objectives:
-        """The objectives of a later start, without what is not asked for."""
-        now = self.now
-        return Objectives(
-            now.energy_j, None if now.carbon_g is None else carbon_g, None if now.cost is None else cost, finish_s
-        )
+        """The objectives of a start, without those that are unknown or not asked for."""
+        return only_as_known(Objectives(self.run.energy_j, carbon_g, cost, finish_s), self.known)
 
     def _score(self, row: Objectives) -> float:
         (_, carbon, cost, latency), (_, grams, money, finish_s) = self.scale, row
@@ -145,47 +216,54 @@ class Weighed(NamedTuple):
 
 def weigh(request: DecisionRequest) -> Weighed:
     """Works out what each pool would cost, what it must meet and when it could be started."""
-    latest_s = {pool.pool_id: latest_start_s(request, pool) for pool in request.pools}
-    end = _last_end(request, max(latest_s.values()))
-    carbon = _lookup(request, request.signals.carbon_g_per_kwh, end)
-    price = _lookup(request, request.signals.price_per_kwh, end)
-    rows = only_known_to_all([_now(request, pool, carbon(pool.zone), price(pool.zone)) for pool in request.pools])
-    home = next(row for row, pool in zip(rows, request.pools, strict=True) if pool.pool_id == request.task.home_pool)
-    weights = weights_in_use(request, home)
-    scale = scale_of(request, weights, home)
-    wait = any(weights.values()) and _may_wait(request, home)
-
-    def prospect(pool: Pool, row: Objectives) -> Prospect:
-        budget = None if pool.predicted_j is None else binding(request.budgets, pool.predicted_j, pool.predicted_s)
-        penalty = penalty_of(budget or next(iter(request.budgets), None), pool.predicted_j, pool.predicted_s)
-        constraints = constraints_now(request, pool)
-        feasible = all(constraint.ok for constraint in constraints)
-        forecasts = (carbon(pool.zone), price(pool.zone)) if wait and feasible else (None, None)
-        begin_s = _begin_s(request, pool) or 0.0
-        return Prospect(
-            pool=pool,
-            away=pool.pool_id != request.task.home_pool,
-            now=row,
-            constraints=constraints,
-            feasible=feasible,
-            penalty=penalty,
-            budget=None if budget is None else budget.name,
-            latest_s=latest_s[pool.pool_id],
-            scale=scale,
-            base=scale.energy * (1.0 + penalty.priority) * (row.energy_j or 0.0),
-            kwh=kwh_from_j(row.energy_j or 0.0),
-            rent=_rent(pool) or 0.0,
-            begin_s=begin_s,
-            length_s=0.0 if pool.runtime_s is None else pool.runtime_s.p50,
-            carbon=forecasts[0],
-            price=forecasts[1],
-            starts_us=_starts_us(request, pool, latest_s[pool.pool_id], begin_s, forecasts),
-        )
-
-    prospects = [prospect(pool, row) for pool, row in zip(request.pools, rows, strict=True)]
+    latest_s = [latest_start_s(request, pool) for pool in request.pools]
+    runs = _runs(request, max(latest_s))
+    home = next(run for run in runs if run.pool.pool_id == request.task.home_pool)
+    # An objective that is unknown for one pool is dropped from all: they could not be compared.
+    for_all = [all(column) for column in zip(*(run.is_known() for run in runs), strict=True)]
+    known = Objectives(*(value if keep else None for value, keep in zip(home.now, for_all, strict=True)))
+    weights = weights_in_use(request, known)
+    scale = scale_of(request, weights, known)
+    wait = any(weights.values()) and _may_wait(request, known)
+    prospects = [
+        _prospect(request, run, known, scale, latest, wait) for run, latest in zip(runs, latest_s, strict=True)
+    ]
     if any(map(_meets_a_gap, prospects)):
-        prospects = [replace(each, starts_us=()) for each in prospects]
+        prospects = [replace(each, waits=False) for each in prospects]
     return Weighed(request, prospects, weights)
+
+
+def _prospect(
+    request: DecisionRequest, run: Run, known: Objectives, scale: Scale, latest_s: float, wait: bool
+) -> Prospect:
+    pool, energy_j, predicted_j, predicted_s = run.pool, run.energy_j or 0.0, run.pool.predicted_j, run.length_s
+    budget = None if predicted_j is None else binding(request.budgets, predicted_j, predicted_s)
+    penalty = penalty_of(budget or next(iter(request.budgets), None), predicted_j, predicted_s)
+    constraints = constraints_now(request, pool)
+    feasible = all(constraint.ok for constraint in constraints)
+    carbon = None if known.carbon_g is None else run.carbon
+    price = None if known.cost is None else run.price
+    changes = (carbon is not None and carbon.changes) or (price is not None and price.changes)
+    return Prospect(
+        request=request,
+        run=run,
+        known=known,
+        away=pool.pool_id != request.task.home_pool,
+        constraints=constraints,
+        feasible=feasible,
+        penalty=penalty,
+        budget=None if budget is None else budget.name,
+        latest_s=latest_s,
+        scale=scale,
+        base=scale.energy * (1.0 + penalty.priority) * energy_j,
+        waits=wait and feasible and changes,
+        kwh=kwh_from_j(energy_j),
+        rent=run.rent or 0.0,
+        begin_s=run.begin_s or 0.0,
+        length_s=run.length_s or 0.0,
+        carbon=carbon,
+        price=price,
+    )
 
 
 def preference(weighed: Weighed, prospect: Prospect, start_us: int, score: float) -> tuple[float, int, str]:
@@ -195,15 +273,19 @@ def preference(weighed: Weighed, prospect: Prospect, start_us: int, score: float
 
 def vector(row: Objectives) -> Vector:
     """The known objectives. Unknown ones are unknown for all, so that those of all candidates have the same parts."""
-    return tuple(value for value in row if value is not None)
+    return tuple([value for value in row if value is not None])
 
 
-def only_known_to_all(rows: list[Objectives]) -> list[Objectives]:
-    """The rows with every objective that is unknown in one of them dropped from all: they could not be compared."""
-    known = [all(value is not None for value in column) for column in zip(*rows, strict=True)]
-    if all(known):
-        return rows
-    return [Objectives(*(v if keep else None for v, keep in zip(row, known, strict=True))) for row in rows]
+def only_as_known(row: Objectives, known: Objectives) -> Objectives:
+    """The row without the objectives that are unknown in ``known``."""
+    if None not in known:
+        return row
+    return Objectives(*(None if limit is None else value for value, limit in zip(row, known, strict=True)))
+
+
+def us(part_s: float | None) -> int | None:
+    """Seconds as whole microseconds."""
+    return None if part_s is None else round(part_s * US_PER_S)
 
 
 def _may_wait(request: DecisionRequest, known: Objectives) -> bool:
@@ -221,14 +303,26 @@ def _may_wait(request: DecisionRequest, known: Objectives) -> bool:
     return not unknown
 
 
-def _last_end(request: DecisionRequest, latest_s: float) -> datetime:
-    """When the last run would end, that starts at its latest; the end of time where that is unknown."""
-    lengths_s = [
-        math.inf if begin_s is None or pool.runtime_s is None else begin_s + pool.runtime_s.p50
-        for pool, begin_s in ((pool, _begin_s(request, pool)) for pool in request.pools)
+def _runs(request: DecisionRequest, latest_s: float) -> list[Run]:
+    """The run of each pool, by signals up to where the last run would end that starts at its latest."""
+    signals = request.signals
+    begins_s = [
+        None if pool.queue_wait_s is None else request.engine_latency_s + pool.queue_wait_s for pool in request.pools
+    ]
+    lengths_s = [pool.predicted_s for pool in request.pools]
+    # The end of time where one is unknown.
+    runs_s = [
+        math.inf if begin_s is None or length_s is None else begin_s + length_s
+        for begin_s, length_s in zip(begins_s, lengths_s, strict=True)
     ]
     wait_s = max(latest_s, 0.0) if request.task.deferrable else 0.0
-    return time_after(request.now, wait_s + max(lengths_s))
+    end = time_after(request.now, wait_s + max(runs_s))
+    carbon, price = (_lookup(request, signal, end) for signal in (signals.carbon_g_per_kwh, signals.price_per_kwh))
+    has_price = signals.price_per_kwh is not None
+    return [
+        Run(pool, _energy_j(pool), _rent(pool), begin_s, length_s, carbon(pool.zone), price(pool.zone), has_price)
+        for pool, begin_s, length_s in zip(request.pools, begins_s, lengths_s, strict=True)
+    ]
 
 
 def _lookup(request: DecisionRequest, signal: Signal | None, end: datetime) -> Callable[[str | None], Forecast | None]:
@@ -251,34 +345,9 @@ def _stale(request: DecisionRequest) -> bool:
     return meta.issued_at is None or seconds_between(meta.issued_at, request.now) > meta.max_age_s
 
 
-def _now(request: DecisionRequest, pool: Pool, carbon: Forecast | None, price: Forecast | None) -> Objectives:
-    """What starting in ``pool`` now would cost; each objective None where unknown."""
+def _energy_j(pool: Pool) -> float | None:
     predicted_j = pool.predicted_j
-    energy_j = None if predicted_j is None or pool.pue is None else pool.pue * predicted_j
-    length_s = None if pool.runtime_s is None else pool.runtime_s.p50
-    begin_s, rent = _begin_s(request, pool), _rent(pool)
-    carbon_g = _priced(energy_j, carbon, begin_s, length_s)
-    power = 0.0 if request.signals.price_per_kwh is None else _priced(energy_j, price, begin_s, length_s)
-    return Objectives(
-        energy_j=energy_j,
-        carbon_g=carbon_g,
-        cost=None if rent is None or power is None else rent + power,
-        finish_s=None if begin_s is None or length_s is None else begin_s + length_s,
-    )
-
-
-def _priced(
-    energy_j: float | None, forecast: Forecast | None, begin_s: float | None, length_s: float | None
-) -> float | None:
-    if energy_j is None or forecast is None:
-        return None
-    begin_us, length_us = (None if part_s is None else round(part_s * US_PER_S) for part_s in (begin_s, length_s))
-    mean = forecast.mean(begin_us, length_us)
-    return None if mean is None else kwh_from_j(energy_j) * mean
-
-
-def _begin_s(request: DecisionRequest, pool: Pool) -> float | None:
-    return None if pool.queue_wait_s is None else request.engine_latency_s + pool.queue_wait_s
+    return None if predicted_j is None or pool.pue is None else pool.pue * predicted_j
 
 
 def _rent(pool: Pool) -> float | None:
@@ -288,22 +357,11 @@ def _rent(pool: Pool) -> float | None:
     return pool.price_per_h * pool.runtime_s.p50 / S_PER_H
 
 
-def _starts_us(
-    request: DecisionRequest, pool: Pool, latest_s: float, begin_s: float, forecasts: Iterable[Forecast | None]
-) -> Sequence[int]:
-    """The later starts of a pool; none where no signal changes."""
-    changes_us = [forecast.settled_us for forecast in forecasts if forecast is not None and forecast.changes]
-    if not changes_us:
-        return ()
-    return later_starts_us(request, pool, latest_s, max(max(changes_us) - round(begin_s * US_PER_S), 0))
-
-
 def _meets_a_gap(prospect: Prospect) -> bool:
     """Whether the run of a later start would meet a value that is unknown."""
-    if not prospect.starts_us:
+    signals = [signal for signal in (prospect.carbon, prospect.price) if signal is not None and signal.has_nulls]
+    if not signals or not prospect.starts_us:
         return False
     begin_us = prospect.starts_us[0] + round(prospect.begin_s * US_PER_S)
     end_us = prospect.starts_us[-1] + round((prospect.begin_s + prospect.length_s) * US_PER_S)
-    return any(
-        forecast is not None and forecast.gap(begin_us, end_us) for forecast in (prospect.carbon, prospect.price)
-    )
+    return any(signal.gap(begin_us, end_us) for signal in signals)

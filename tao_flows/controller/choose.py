@@ -1,8 +1,9 @@
 """The choice: the least score on the Pareto front, found without weighing every candidate.
 
 A pool's score cannot fall below what it would be if its run met the least value of each signal, and that bound rises
-with the start, as only the finish changes. Pools are searched in the order of their bounds, each as far as its bound
-allows, until no bound is left below the best score found: the least score, exactly.
+with the start, as only the finish changes. Pools, started now and later, are searched in the order of their bounds,
+each as far as its bound allows, until no bound is left below the best score found: the least score, exactly. Means,
+which take most of the time, are thus worked out for few pools.
 
 The score rises with every objective, so the candidate with the least score is on the front unless its weights leave
 out what it is dominated in, or the penalty weighs the joules of its dominator higher (power usage effectiveness is in
@@ -14,11 +15,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from datetime import timedelta
+from operator import le
 from typing import NamedTuple
 
 from tao_flows.controller.candidates import Prospect, Weighed, preference, vector, weigh
 from tao_flows.controller.model import Action, Choice, DecisionRequest, time_after
 from tao_flows.controller.pareto import Vector, dominates
+from tao_flows.controller.plan import first_later_us
 from tao_flows.controller.regime import regime_of
 
 
@@ -41,7 +44,7 @@ def choice_of(weighed: Weighed) -> Choice:
     request = weighed.request
     found = _found(weighed)
     home = next(prospect for prospect in weighed.prospects if not prospect.away)
-    shown = found or _Found(home.now_score(), 0, home.pool.pool_id, home)
+    shown = found or _started_now(home)
     prospect, penalty = shown.prospect, shown.prospect.penalty
     action: Action = "deny"
     if found is not None:
@@ -81,7 +84,7 @@ def _least_violating(weighed: Weighed) -> _Found | None:
     best = min(weighed.prospects, key=violation)
     if weighed.request.on_infeasible == "deny" or violation(best)[0]:
         return None
-    return _Found(best.now_score(), 0, best.pool.pool_id, best)
+    return _started_now(best)
 
 
 def violation(prospect: Prospect) -> tuple[int, float, bool, float, str]:
@@ -94,17 +97,31 @@ def violation(prospect: Prospect) -> tuple[int, float, bool, float, str]:
 
 def _least_score(feasible: Sequence[Prospect]) -> _Found:
     """The candidate with the least score, then the earliest, then of the first pool id."""
-    best = min((_Found(each.now_score(), 0, each.pool.pool_id, each) for each in feasible), key=lambda f: f[:3])
-    waiting = [(each.least_score(), each) for each in feasible if each.starts_us]
-    bounds = [(least_score(each.starts_us[0]), least_score, each) for least_score, each in waiting]
-    for bound, least_score, each in sorted(bounds, key=lambda entry: entry[0]):
-        # Among equal scores the earlier start wins, so that later ones must be lower to matter beside one now.
-        if bound > best.score or (bound == best.score and not best.start_us):
+    bounds = [_Found(each.least_now_score(), 0, each.pool.pool_id, each) for each in feasible]
+    waiting = [each for each in feasible if each.waits]
+    if waiting:
+        first_us = first_later_us(waiting[0].request)
+        bounds += [_Found(each.least_score(first_us), first_us, each.pool.pool_id, each) for each in waiting]
+    bounds.sort()
+    best = _started_now(bounds[0].prospect)
+    for bound in bounds:
+        # Nothing is preferred to its bound: among equal scores the earlier start wins, then the pool id.
+        if bound > best:
             break
-        starts_us = each.starts_us[: bisect_right(each.starts_us, best.score, key=least_score)]
-        score, start_us = min(zip(each.scores(starts_us), starts_us, strict=True))
-        best = min(best, _Found(score, start_us, each.pool.pool_id, each), key=lambda found: found[:3])
+        found = _later(bound.prospect, best.score) if bound.start_us else [_started_now(bound.prospect)]
+        best = min([best, *found])
     return best
+
+
+def _started_now(prospect: Prospect) -> _Found:
+    return _Found(prospect.now_score(), 0, prospect.pool.pool_id, prospect)
+
+
+def _later(prospect: Prospect, most: float) -> list[_Found]:
+    """The best of a pool's later starts, if the bound of one is not above the score ``most``."""
+    starts_us = prospect.starts_us[: bisect_right(prospect.starts_us, most, key=prospect.least_score)]
+    best = min(zip(prospect.scores(starts_us), starts_us, strict=True), default=None)
+    return [] if best is None else [_Found(*best, prospect.pool.pool_id, prospect)]
 
 
 def _is_dominated(best: _Found, feasible: Sequence[Prospect]) -> bool:
@@ -114,6 +131,8 @@ def _is_dominated(best: _Found, feasible: Sequence[Prospect]) -> bool:
     return any(
         dominates(vector(each.now), mine) or any(dominates(one, mine) for one in _rivals(each, best, mine))
         for each in feasible
+        # What no start of a pool costs less than is mostly enough to tell.
+        if all(map(le, vector(each.least_now()), mine))
     )
 
 

@@ -34,29 +34,38 @@ class Forecast:
     def __init__(self, steps: Sequence[Step], now: datetime, end: datetime, margin: float) -> None:
         self._now = now
         self._margin = margin
-        first = bisect_right(steps, now, key=_START) - 1
-        self._steps = steps[first : bisect_right(steps, end, key=_START)]
-        self._values: list[Any] = list(map(_VALUE, self._steps))
-        self._has_nulls = None in self._values
-
-    @property
-    def changes(self) -> bool:
+        self._first = bisect_right(steps, now, key=_START) - 1
+        self._last = bisect_right(steps, end, key=_START)
+        self._given = steps
+        self.changes = self._last - self._first > 1
         """Whether another value is to come."""
-        return len(self._steps) > 1
+        self.has_nulls = False
+        # Every signal of a request is read this far, and few any further. So this touches each value once, and keeps
+        # none: a null shows in that it compares with nothing.
+        try:
+            self.least_issued: float = min(map(_VALUE, islice(steps, self._first, self._last))) + 0.0
+            """The least value there is; no mean of a run that starts now is below it."""
+        except TypeError:
+            self.has_nulls = True
+            self.least_issued = min(value or 0.0 for value in self._values)
 
     @cached_property
     def settled_us(self) -> int:
         """When the last step starts, after which nothing changes; not before now."""
-        return max(us_between(self._now, self._steps[-1].start), 0)
+        return max(us_between(self._now, self._given[self._last - 1].start), 0)
 
     @cached_property
     def least(self) -> float:
         """The least value there is, margin included; no mean of a later run is below it."""
-        if self._has_nulls:
-            return min(self._robust)
-        least: float = min(self._values)
+        least = self.least_issued
         # A margin of more than 1 turns the order of what is below 0.
         return min(self._robust) if least < 0 and self._margin > 1 else least + self._margin * abs(least)
+
+    def is_known(self, begin_us: int | None, length_us: int | None) -> bool:
+        """Whether ``mean`` is known, without working it out where nothing is null."""
+        if self.has_nulls:
+            return self.mean(begin_us, length_us) is not None
+        return not self.changes or (begin_us is not None and length_us is not None)
 
     def mean(self, begin_us: int | None, length_us: int | None) -> float | None:
         """Mean over a run that starts now, as issued; None where a value in it is unknown.
@@ -95,16 +104,25 @@ class Forecast:
 
     def gap(self, begin_us: int, end_us: int) -> bool:
         """Whether a value between the two times is unknown."""
-        if not self._has_nulls:
+        if not self.has_nulls:
             return False
         first, last = (bisect_right(self._times, at) for at in (begin_us, max(end_us - 1, begin_us)))
         return None in self._values[first - 1 : last]
 
     @cached_property
+    def _steps(self) -> Sequence[Step]:
+        """The one that holds now, and those that start before the end."""
+        return self._given[self._first : self._last]
+
+    @cached_property
+    def _values(self) -> list[Any]:
+        return list(map(_VALUE, self._steps))
+
+    @cached_property
     def _robust(self) -> list[float]:
         """The values with the margin; what is null is left at nothing."""
         margin, values = self._margin, self._values
-        if self._has_nulls:
+        if self.has_nulls:
             values = [value or 0.0 for value in values]
         return [value + margin * abs(value) for value in values] if margin else values
 

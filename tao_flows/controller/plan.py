@@ -45,7 +45,7 @@ def later_starts_us(request: DecisionRequest, pool: Pool, latest_s: float, settl
     """
     slot_us = request.slot_us
     closed = _closed_us(request, pool)
-    first_us = max(math.ceil(request.min_dwell_s * US_PER_S / slot_us), 1) * slot_us
+    first_us = first_later_us(request)
     # A thousandth of a microsecond: what a sum of seconds in floating point may be short by.
     last_us = math.floor(min(latest_s, _calendar_s(request)) * US_PER_S + 1e-3)
     # Each closed slot bars one start at most, also the first one of those that are all alike.
@@ -55,6 +55,12 @@ def later_starts_us(request: DecisionRequest, pool: Pool, latest_s: float, settl
     if not closed:
         return grid
     return [start_us for start_us in grid if not _within(start_us, closed, slot_us)]
+
+
+def first_later_us(request: DecisionRequest) -> int:
+    """The first start after now on the grid, in microseconds from now, whether or not a pool has a place left then."""
+    slot_us = request.slot_us
+    return max(math.ceil(request.min_dwell_s * US_PER_S / slot_us), 1) * slot_us
 
 
 def _calendar_s(request: DecisionRequest) -> float:

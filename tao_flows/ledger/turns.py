@@ -59,9 +59,7 @@ class Turns:
             raise LedgerError("LEDGER_BUSY", "other threads of this process kept the ledger too long")
         begun_s = time.monotonic()
         try:
-            if begun_s < self.asked_again_s:
-                summary = f"the ledger did not answer, and is asked again in {self.asked_again_s - begun_s:.1f} s"
-                raise LedgerError("LEDGER_PAUSED", summary)
+            self._refuse_while_paused(begun_s)
             yield
         except LedgerError as error:
             # What others write at the moment is worth another try, for as long as there is time for it.
@@ -71,3 +69,8 @@ class Turns:
             raise
         finally:
             self.asking.release()
+
+    def _refuse_while_paused(self, now_s: float) -> None:
+        if now_s < self.asked_again_s:
+            summary = f"the ledger did not answer, and is asked again in {self.asked_again_s - now_s:.1f} s"
+            raise LedgerError("LEDGER_PAUSED", summary)

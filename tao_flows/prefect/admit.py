@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from tao_flows.admission import Ask, Verdict
+from tao_flows.config import TaoConfig
 from tao_flows.errors import DeniedError
 from tao_flows.prefect._compat import FlowRunContext, TaskRunContext, cancel_event, get_run_logger
 from tao_flows.prefect.flow_run import flow_windows
 from tao_flows.prefect.options import TaoOptions
 from tao_flows.prefect.settings import tao_here
-from tao_flows.records import Deferral, RunKey, TaskRecord, TaskState, Who
+from tao_flows.records import DecisionRecord, Deferral, RunKey, TaskRecord, TaskState, Who
 from tao_flows.runtime import Tao
 from tao_flows.waiting import Why
 
@@ -53,20 +54,26 @@ class _Asked:
     cancelled: threading.Event | None
     """Set by the task runner to cancel what has not begun."""
 
+    def settings(self) -> TaoConfig:
+        """As they stand."""
+        return self.tao.config
+
     def again(self) -> _Asked:
         """Asked once more, after a wait: now it is to run, or is denied."""
         ask = replace(self.ask, can_defer=False)
         return replace(self, ask=ask, verdict=self.tao.admission.ask(ask, self.tao.config))
 
-    def admitted(self) -> Admitted:
-        """The try as it may begin.
+    def admitted(self) -> Admitted | None:
+        """The try as it may begin; None where it is no longer to be metered.
 
         Raises:
             DeniedError: the decision denied it, and is enforced.
         """
         decision = self.verdict.decision
+        if self.verdict.mode == "off":
+            return None
         if decision is not None:
-            flow_windows.of_task(self.tao, self.record).decisions.append(decision)
+            self.remember(decision)
             if self.verdict.action == "deny":
                 remedy = "raise the ceiling, wait for the window to pass, or change mode"
                 raise DeniedError("DENIED", decision.reason, remedy)
@@ -79,6 +86,13 @@ class _Asked:
         )
         return Admitted(self.tao, record, self.verdict, self.alone)
 
+    def remember(self, decision: DecisionRecord) -> None:
+        """Has the run's report show a decision. Never raises."""
+        try:
+            flow_windows.of_task(self.tao, self.record).decisions.append(decision)
+        except Exception as ours:  # noqa: BLE001 - without us the user's task must still run
+            self.tao.incidents.note_error("remembering a decision", ours, run_id=self.record.key.run_id)
+
     @contextmanager
     def noted(self) -> Generator[Deferral | None, None, None]:
         """The deferral, if it is to wait; the wait is in the flow's decisions and in its log."""
@@ -86,7 +100,7 @@ class _Asked:
         if deferral is None or self.verdict.decision is None:
             yield None
             return
-        flow_windows.of_task(self.tao, self.record).decisions.append(self.verdict.decision)
+        self.remember(self.verdict.decision)
         _log("deferred, at the latest until %s: %s", self.verdict.decision.answer["latest_start"], deferral.reason)
         yield deferral
 
@@ -102,7 +116,7 @@ def admit(options: TaoOptions, context: TaskRunContext) -> Admitted | None:
         return None
     with asked.noted() as deferral:
         if deferral is not None:
-            _go_on(asked.tao.admission.wait(asked.ask, asked.tao.config, deferral, asked.cancelled))
+            _go_on(asked.tao.admission.wait(asked.ask, asked.settings, deferral, asked.cancelled))
             asked = asked.again()
     return asked.admitted()
 
@@ -124,7 +138,7 @@ async def admit_async(options: TaoOptions, context: TaskRunContext) -> Admitted 
             def tell(why: Why) -> None:
                 loop.call_soon_threadsafe(end, why)
 
-            with asked.tao.admission.watched(asked.ask, asked.tao.config, deferral, tell) as ended:
+            with asked.tao.admission.watched(asked.ask, asked.settings, deferral, tell) as ended:
                 while not over.done() and not (asked.cancelled is not None and asked.cancelled.is_set()):
                     await asyncio.wait({over}, timeout=None if asked.cancelled is None else _LOOK_S)
                 ended(over.result() if over.done() else Why.STOPPED)
@@ -198,12 +212,10 @@ def _ask(tao: Tao, options: TaoOptions, context: TaskRunContext) -> _Asked | Non
         size=options.size,
         can_defer=True,
     )
+    cancelled = cancel_event(flow, task_run.id)
+    # Last: what it reserves is given back by the end of a try, which must come to be.
     verdict = tao.admission.ask(ask, config)
-    return (
-        None
-        if verdict.mode == "off"
-        else _Asked(tao, record, ask, verdict, alone=flow_run is None, cancelled=cancel_event(flow, task_run.id))
-    )
+    return None if verdict.mode == "off" else _Asked(tao, record, ask, verdict, flow_run is None, cancelled)
 
 
 def _budget_name(options: TaoOptions, key: RunKey) -> str:

@@ -172,6 +172,7 @@ def _try_to_begin(admitted: Admitted, *, stepped: bool) -> Try | None:
     except Exception as ours:  # noqa: BLE001 - without us the user's task must still run
         run_id = admitted.record.key.run_id
         admitted.tao.incidents.note_error("starting to meter a task", ours, run_id=run_id)
+        admitted.tao.admission.ended(admitted.record.key)  # nobody will settle it: what it reserved runs out
         return None
 
 

@@ -245,26 +245,6 @@ def _shown(gains: Iterable[float], errors: float) -> bool:
     return sum(gains) > 0.0 and sum(gains) >= errors * math.sqrt(sum(gain * gain for gain in gains))
 
 
-def learn(
-    issues: Iterable[Issue], actuals: Steps, *, slack_s: float, runtime_s: float, now_ns: int
-) -> tuple[Margin, Steps]:
-    """How to follow a signal's forecasts, and the forecast to follow, from what is known of it by now.
-
-    Args:
-        issues: forecasts in order of issue.
-        actuals: values in order of time.
-        slack_s: how long the task can wait.
-        runtime_s: how long it then runs.
-        now_ns: the present, in nanoseconds since the epoch; what is later is not looked at.
-    """
-    issues = tuple(issues)
-    trail = Trail(step_of(issues, actuals), slack_s + runtime_s)
-    trail.add(issues, actuals)
-    trail.advance(now_ns)
-    margin = trail.margin(slack_s, runtime_s)
-    return margin, trail.forecast(corrected=margin.corrected)
-
-
 def step_of(issues: Iterable[Issue], actuals: Steps) -> int:
     """The step of a signal in nanoseconds: the commonest of its values, or of its first forecast; else an hour."""
     first = next(iter(issues), None)

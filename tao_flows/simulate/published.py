@@ -60,10 +60,12 @@ class Published:
             self._trail.advance(now_ns)
             return _spans(Issue(now_ns, self._trail.forecast(corrected=False)), self._zone.step_ns)
         while self._issues and self._issues[0].issued_wall_ns <= now_ns:
-            new = _spans(self._issues.popleft(), self._zone.step_ns)
+            issue = self._issues.popleft()
+            new = _spans(issue, self._zone.step_ns)
             first, last = new[0][0], new[-1][1]
-            before = [(start, min(end, first), value) for start, end, value in self._spans if start < first]
-            after = [(max(start, last), end, value) for start, end, value in self._spans if end > last]
+            kept = [span for span in self._spans if span[1] > issue.issued_wall_ns]
+            before = [(start, min(end, first), value) for start, end, value in kept if start < first]
+            after = [(max(start, last), end, value) for start, end, value in kept if end > last]
             self._spans = [*before, *new, *after]
         self._spans = [span for span in self._spans if span[1] > now_ns]
         index = bisect_right(self._zone.starts, now_ns) - 1

@@ -218,8 +218,10 @@ def test_a_release_of_nothing_or_of_both_is_refused(arguments: tuple[str, ...], 
 
 def test_what_waits_is_listed_with_when_it_starts_and_why(store: DeferralStore, tao_flows: Callable) -> None:
     assert tao_flows("deferrals").stdout == "nothing waits\n"
-    store.plan(DEFERRAL)
-    store.plan(replace(DEFERRAL, key=replace(KEY, task="[red]score[/red]"), reason="[bold]x"))
+    now_ns = time.time_ns()
+    fresh = replace(DEFERRAL, ready_wall_ns=now_ns, start_wall_ns=now_ns + HOUR, latest_wall_ns=now_ns + 8 * HOUR)
+    store.plan(fresh)
+    store.plan(replace(fresh, key=replace(KEY, task="[red]score[/red]"), reason="[bold]x"))
     store.release([KEY], said_by="ada@host", reason="")
     listed = tao_flows("deferrals")
     assert listed.returncode == 0

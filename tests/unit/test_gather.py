@@ -15,12 +15,15 @@ from tao_flows.controller.model import PredictedEnergy, PredictedRuntime
 from tao_flows.controller.parse import parse_request
 from tao_flows.errors import LedgerError
 from tao_flows.figures import Account, CpuTime, Figure, Measurement, Quality
-from tao_flows.gather import Wish, gather
+from tao_flows.gather import Known, Wish, gather
 from tao_flows.ledger import open_ledger
 from tao_flows.ledger.base import Ledger
+from tao_flows.ledger.budgets import BudgetStore, Claim
 from tao_flows.pools import WorkerPool
 from tao_flows.profiles import PROFILE_TTL_S, Profiles
 from tao_flows.records import RunKey, Segment, TaskRecord, TaskState
+from tao_flows.signals.board import SignalBoard
+from tao_flows.signals.spec import parse_signals
 from tao_flows.units import NS_PER_S
 
 NOW_NS = 1_790_000_000 * NS_PER_S
@@ -57,8 +60,8 @@ def settle(ledger: Ledger, energy_j: float, seconds: float = 2.0, **changes: Any
     ledger.put_task(replace(record, **changes))
 
 
-def request(ledger: Ledger, wish: Wish = WISH, *pools: WorkerPool) -> dict[str, Any]:
-    return gather(wish, pools, Profiles(ledger), ledger, NOW_NS, 0)
+def request(ledger: Ledger, wish: Wish = WISH, *pools: WorkerPool, **known: Any) -> dict[str, Any]:
+    return gather(wish, Known(pools=pools, **known), Profiles(ledger), NOW_NS, 0).request
 
 
 def pool(asked: dict[str, Any], pool_id: str) -> dict[str, Any]:
@@ -113,7 +116,7 @@ def test_a_pools_description_stands_in_until_a_task_has_run_there(ledger: Ledger
 def test_what_the_task_asks_for_is_in_the_request_and_decided_by(ledger: Ledger) -> None:
     settle(ledger, 50.0)
     wish = replace(
-        WISH, deadline_s=3600.0, max_defer_s=600.0, deferrable=True, reroutable=True, allowed_zones=("SE",),
+        WISH, deadline_wall_ns=NOW_NS + 3_600 * NS_PER_S, max_defer_s=600.0, deferrable=True, reroutable=True, allowed_zones=("SE",),
         requires=("gpu",),
     )  # fmt: skip
     cheap = replace(AWAY, energy_j=PredictedEnergy(1.0, 1.0, 1.0), runtime_s=PredictedRuntime(1.0, 1.0))
@@ -126,22 +129,69 @@ def test_what_the_task_asks_for_is_in_the_request_and_decided_by(ledger: Ledger)
     assert (decision.action, decision.pool) == ("reroute", "away")
 
 
-def test_a_budget_counts_what_was_spent_of_it_within_its_window(ledger: Ledger) -> None:
+def budgets(ledger: Ledger, reserved_j: float) -> dict[str, Any]:
+    """Two budgets as they stand, one of them partly reserved."""
+    store = BudgetStore(ledger)
+    store.put(EnergyBudget("team-a", limit_j=100.0, ceiling_j=120.0))
+    store.put(EnergyBudget("wide", limit_j=1e6))
+    store.reserve("another", [Claim("team-a", round(reserved_j * 1e6))], 600.0)
+    return {"standings": store.standings(["team-a", "wide"])}
+
+
+def test_how_budgets_stand_is_in_the_request_and_the_one_that_binds_most_decides(ledger: Ledger) -> None:
     settle(ledger, 30.0)
-    settle(ledger, 12.5)
-    settle(ledger, 1_000.0, budget="team-b")
-    settle(ledger, 1_000.0, started_wall_ns=NOW_NS - 7_200 * NS_PER_S)
-    budget = EnergyBudget("team-a", limit_j=100.0, window_s=3_600.0, ceiling_j=200.0)
-    asked = request(ledger, replace(WISH, budget=budget))
-    assert asked["budget"] == {"limit_j": 100.0, "spent_j": 42.5, "reserved_j": 0.0, "ceiling_j": 200.0}
-    assert decide(parse_request(asked)).penalty is not None
+    asked = request(ledger, **budgets(ledger, 42.5))
+    assert asked["budget"] == [
+        {
+            "name": "team-a",
+            "limit_j": 100.0,
+            "spent_j": 0.0,
+            "reserved_j": 42.5,
+            "ceiling_j": 120.0,
+            "window_s": 86_400.0,
+        },
+        {"name": "wide", "limit_j": 1e6, "spent_j": 0.0, "reserved_j": 0.0, "ceiling_j": None, "window_s": 86_400.0},
+    ]
+    assert asked["previous_regime"] == "standard"
+    decision = decide(parse_request(asked))
+    assert decision.utilisation == pytest.approx(0.725)
+    assert decision.to_json()["budget"] == "team-a"
 
 
 def test_over_a_ceiling_the_task_is_denied(ledger: Ledger) -> None:
     settle(ledger, 90.0)
-    budget = EnergyBudget("team-a", limit_j=100.0, ceiling_j=120.0)
-    decision = decide(parse_request(request(ledger, replace(WISH, budget=budget))))
-    assert decision.action == "deny"
+    assert decide(parse_request(request(ledger, **budgets(ledger, 31.0)))).action == "deny"
+
+
+def test_a_signal_that_is_configured_and_lost_is_asked_for_all_the_same(ledger: Ledger, tmp_path: Path) -> None:
+    specs = parse_signals(
+        {"carbon": {"DE": {"csv": "gone.csv"}}, "price": {"DE": {"value": 0.3, "unit": "EUR/kWh"}}}, tmp_path
+    )
+    asked = request(ledger, WISH, HOME, board=SignalBoard.build(specs))
+    assert asked["signals"]["carbon_g_per_kwh"] == {}
+    assert list(asked["signals"]["price_per_kwh"]) == ["DE"]
+
+
+def test_places_left_are_told_where_a_task_may_wait_and_its_pool_has_a_limit(ledger: Ledger) -> None:
+    full_ns = (NOW_NS // (300 * NS_PER_S) + 2) * 300 * NS_PER_S
+
+    def planned(pool_id: str, since_wall_ns: int, until_wall_ns: int) -> list[int]:
+        assert pool_id == "home"
+        assert since_wall_ns < NOW_NS < full_ns < until_wall_ns
+        return [full_ns, full_ns + 1]
+
+    limited = replace(HOME, places=2)
+    patient = replace(WISH, deferrable=True, max_defer_s=3_600.0)
+    (slots,) = [pool(request(ledger, patient, limited, planned=planned), "home")["capacity_by_slot"]]
+    assert list(slots.values()) == [0]
+    assert "capacity_by_slot" not in pool(request(ledger, WISH, limited, planned=planned), "home")
+    assert "capacity_by_slot" not in pool(request(ledger, patient, HOME, planned=planned), "home")
+
+
+def test_the_more_room_there_is_the_wider_are_the_slots(ledger: Ledger) -> None:
+    assert request(ledger)["slot_s"] == 300.0
+    patient = replace(WISH, deferrable=True, max_defer_s=288 * 900.0)
+    assert request(ledger, patient)["slot_s"] == 900.0
 
 
 def test_a_profile_is_read_again_only_when_it_is_old(ledger: Ledger) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from tao_flows.simulate.ablate import penalties
 from tao_flows.simulate.inputs import read_jobs, read_market
 from tao_flows.simulate.market import Job, Market, Place, Zone
 from tao_flows.simulate.plot import check_plot
+from tao_flows.simulate.policies import Tao, Tuning
 from tao_flows.simulate.run import POLICIES, simulate
 
 SLICE = Path(__file__).parents[2] / "examples" / "simulate" / "data"
@@ -120,6 +122,18 @@ def test_tao_waits_once_the_forecasts_have_shown_that_it_pays() -> None:
         for name in ("tao", "oracle")
     }
     assert cost["tao"] == pytest.approx(cost["oracle"])
+
+
+def test_without_what_it_learned_tao_does_what_the_forecast_says() -> None:
+    draw = random.Random(4)
+    values = [float(draw.randint(0, 100)) for _ in range(24 * 8)]
+    issues = [foretold([draw.uniform(0, 100) for _ in range(at + 13)], at_h=at) for at in range(len(values) - 13)]
+    jobs = [job(f"{hour}", hour, hour + 3 + hour % 6, 1.0 + hour % 2) for hour in range(24 * 6)]
+    place = market(values, issues)
+    plain = Tao(place, HOUR_NS, [8 * 3_600.0], Tuning(corrected=False, margin=lambda _trail, _job: 0.0))
+    found = simulate(jobs, place, ["forecast"], others={"plain": plain}, slot_ns=HOUR_NS)
+    assert found.schedules["plain"] == found.schedules["forecast"]
+    assert found.scores["forecast"].mean_delay_s > 0
 
 
 def test_a_job_that_cannot_make_its_deadline_starts_at_once_under_every_policy() -> None:

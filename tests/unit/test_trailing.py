@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from tao_flows.signals.model import Issue, Steps
-from tao_flows.signals.trailing import NO_TRUST, WINDOW_DAYS, Trail, alike_s, learn, step_of
+from tao_flows.signals.trailing import NO_TRUST, WINDOW_DAYS, Trail, alike_s, step_of
 
 HOUR_NS = 3_600 * 10**9
 DAY_NS = 24 * HOUR_NS
@@ -200,15 +200,6 @@ def test_of_nothing_nothing_is_learned() -> None:
 def test_a_task_without_slack_does_not_follow_anything() -> None:
     values = noise(10)
     assert trail_of(values, issues(values)).margin(0.0, RUNTIME_S) == NO_TRUST
-
-
-def test_learn_gives_the_margin_and_the_forecast_to_follow() -> None:
-    values = noise(20)
-    now_ns = FIRST_NS + (24 * 20 - 13) * HOUR_NS
-    margin, steps = learn(issues(values), actuals(values), slack_s=SLACK_S, runtime_s=RUNTIME_S, now_ns=now_ns)
-    assert margin.follow
-    assert steps[0] == (now_ns, values[24 * 20 - 13])
-    assert [value for _, value in steps] == pytest.approx(values[24 * 20 - 13 : 24 * 20 - 4])
 
 
 def test_a_long_horizon_is_looked_at_in_coarser_steps_that_divide_a_day() -> None:
