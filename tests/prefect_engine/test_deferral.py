@@ -121,3 +121,18 @@ def test_while_draining_nothing_waits(start: Start, env: dict[str, str], tmp_pat
     command(env, "drain")
     assert start().wait(90) == 0
     assert "result [0, 1, 2, 3, 4, 5]" in (tmp_path / "out-0").read_text()
+
+
+def test_the_kill_switch_lets_go_of_all_that_waits(
+    start: Start, env: dict[str, str], tmp_path: Path, waiting: DeferralStore
+) -> None:
+    settings = tmp_path / "settings.toml"
+    text = settings.read_text()
+    settings.write_text('mode = "enforce"\n' + text)
+    del env["TAO_FLOWS_MODE"]
+    process = start()
+    wait_until(lambda: len(waiting.open()) == 3, "three tasks wait")
+    settings.write_text('mode = "off"\n' + text)
+    assert process.wait(60) == 0
+    assert "result [0, 1, 2, 3, 4, 5]" in (tmp_path / "out-0").read_text()
+    assert list(waiting.open()) == []

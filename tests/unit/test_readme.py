@@ -30,7 +30,7 @@ def test_the_block_measured_without_an_engine_runs() -> None:
 
 
 def test_the_metered_command_runs() -> None:
-    (session,) = [text for text in snippets("console") if text.startswith("$ ")]
+    (session,) = [text for text in snippets("console") if text.startswith("$ tao-flows meter ")]
     command = shlex.split(session.splitlines()[0].removeprefix("$ "))
     done = subprocess.run([str(COMMAND), *command[1:]], capture_output=True, text=True, check=True)
     assert done.stderr.startswith("python3: ")
@@ -38,11 +38,16 @@ def test_the_metered_command_runs() -> None:
 
 
 def test_the_settings_file_is_understood(tmp_path: Path) -> None:
-    (text,) = snippets("toml")
+    signals, text = snippets("toml")
     (tmp_path / "tao-flows.toml").write_text(text, encoding="utf-8")
     config = load_config(env={"HOME": str(tmp_path)}, cwd=tmp_path).config
     assert config.team == "search"
     assert config.budgets["search"].ceiling_j == 2 * 3_600_000
+    (tmp_path / "tao-flows.toml").write_text(signals, encoding="utf-8")
+    config = load_config(env={"HOME": str(tmp_path)}, cwd=tmp_path).config
+    assert config.mode == "enforce"
+    assert config.signals["carbon.DE"].provider == "electricitymaps"
+    assert config.budgets["nightly"].calendar == "day"
 
 
 def test_every_command_and_source_it_names_exists() -> None:
