@@ -269,11 +269,12 @@ def _why_unusable(spec: SignalSpec, known: Known, now_wall_ns: int) -> SourceErr
         return SourceError("SIGNAL_UNKNOWN", f"{spec.name}: {spec.provider} has not told it yet", "wait")
     issued = known.issued_wall_ns
     if issued is not None:
-        age_s = s_from_ns(now_wall_ns - issued)
+        age_s, at = s_from_ns(now_wall_ns - issued), iso_from_ns(issued)
         if age_s < -s_from_ns(CLOCK_SKEW_NS):
-            return SourceError("SIGNAL_CLOCK", f"{spec.name}: issued {-age_s:.0f} s in the future", "set the clock")
+            # The time of issue and not the age: what is the same is said the same, and counted as one.
+            return SourceError("SIGNAL_CLOCK", f"{spec.name}: issued in the future, at {at}", "set the clock")
         if spec.max_age_s is not None and age_s > spec.max_age_s:
-            summary = f"{spec.name}: issued {format_duration(age_s)} ago, and max_age is "
+            summary = f"{spec.name}: issued at {at}, and max_age is "
             remedy = "see why it is not renewed, or raise max_age"
             return SourceError("SIGNAL_STALE", summary + format_duration(spec.max_age_s), remedy)
     first = max(0, bisect_right(known.rows, now_wall_ns, key=_start) - 1)

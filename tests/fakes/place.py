@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,6 +17,8 @@ from tao_flows.config import TaoConfig, load_config
 from tao_flows.figures import Account, CpuTime, Figure, Measurement, Quality
 from tao_flows.ledger import open_ledger
 from tao_flows.ledger.base import Ledger
+from tao_flows.ledger.safe import SafeLedger
+from tao_flows.ledger.spool import spool_of
 from tao_flows.profiles import Profiles
 from tao_flows.records import RunKey, Segment, TaskRecord, TaskState, Who
 from tao_flows.runtime import Incidents, signal_board
@@ -90,3 +94,37 @@ def in_a_thread(wait: Callable[[], Why]) -> tuple[threading.Thread, list[Why]]:
     thread = threading.Thread(target=lambda: said.append(wait()))
     thread.start()
     return thread, said
+
+
+TEAM = '[budgets.team]\nlimit = "1 kJ"\nceiling = "2 kJ"\n'
+
+
+class Wired(Place):
+    """As a task's process has it: behind a ledger that fails no task, with a spool beside it."""
+
+    def __init__(self, directory: Path, url: str = "") -> None:
+        super().__init__(directory)
+        self.use(url or self.ledger.url)
+
+    def use(self, url: str) -> None:
+        self.safe = SafeLedger(open_ledger(url), self.incidents.note_failure, spool=spool_of(url))
+        self.incidents.ledger = self.safe
+
+    def admission(self, config: TaoConfig | None = None) -> Admission:
+        config = config or self.config
+        board = signal_board(config, self.safe, self.clock)
+        return Admission(self.safe, Profiles(self.safe), board, self.clock, self.incidents)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Another program holds a transaction open."""
+        with closing(sqlite3.connect(self.directory / "ledger.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            yield
+
+    def told(self) -> list[tuple[str, int]]:
+        return [(each.code, each.count) for each in self.incidents.of_run("run-1")]
+
+
+def number(ask: Ask, instance: int) -> Ask:
+    return replace(ask, key=replace(ask.key, instance=str(instance)))

@@ -2,64 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from place import ASK, KEY, NOW_NS, PATIENT, Place, in_a_thread, iso
+from place import ASK, KEY, NOW_NS, PATIENT, TEAM, Wired, in_a_thread, iso, number
 
 from tao_flows.admission import LEDGER_S, RECONSIDER_S, Admission, Ask, Verdict
 from tao_flows.budget import EnergyBudget
 from tao_flows.config import TaoConfig, load_config
-from tao_flows.ledger import open_ledger, schema
-from tao_flows.ledger.safe import SafeLedger
+from tao_flows.ledger import schema
 from tao_flows.ledger.spool import spool_of
 from tao_flows.ledger.sqlite import SqliteLedger
-from tao_flows.profiles import Profiles
-from tao_flows.runtime import signal_board
 from tao_flows.units import NS_PER_S
 from tao_flows.waiting import POLL_S, Waitlist, Why
 
-TEAM = '[budgets.team]\nlimit = "1 kJ"\nceiling = "2 kJ"\n'
 ROOM_S = 1.0
 """For a machine that others use, too."""
-
-
-class Wired(Place):
-    """As a task's process has it: behind a ledger that fails no task, with a spool beside it."""
-
-    def __init__(self, directory: Path, url: str = "") -> None:
-        super().__init__(directory)
-        self.use(url or self.ledger.url)
-
-    def use(self, url: str) -> None:
-        self.safe = SafeLedger(open_ledger(url), self.incidents.note_failure, spool=spool_of(url))
-        self.incidents.ledger = self.safe
-
-    def admission(self, config: TaoConfig | None = None) -> Admission:
-        config = config or self.config
-        board = signal_board(config, self.safe, self.clock)
-        return Admission(self.safe, Profiles(self.safe), board, self.clock, self.incidents)
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Another program holds a transaction open."""
-        with closing(sqlite3.connect(self.directory / "ledger.db", isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")
-            yield
-
-    def told(self) -> list[tuple[str, int]]:
-        return [(each.code, each.count) for each in self.incidents.of_run("run-1")]
 
 
 @pytest.fixture
@@ -68,10 +31,6 @@ def wired(tmp_path: Path) -> Iterator[Wired]:
     yield wired
     wired.safe.close()
     wired.ledger.close()
-
-
-def number(ask: Ask, instance: int) -> Ask:
-    return replace(ask, key=replace(ask.key, instance=str(instance)))
 
 
 def timed(admission: Admission, ask: Ask, config: TaoConfig) -> tuple[Verdict, float]:
@@ -336,76 +295,3 @@ def test_a_thousand_tasks_at_once_fill_every_place_and_no_slot_twice(wired: Wire
     assert max(map(slots.count, set(slots))) == 10
     assert len(slots) == len(set(slots)) * 10
     assert wired.told() == []
-
-
-FORKS = """
-import os, sys, threading, time
-from tao_flows import runtime
-from tao_flows.admission import Ask
-from tao_flows.records import RunKey
-def ask(instance):
-    tao = runtime.current()
-    key = RunKey("prefect", "default", "f", "run", "train", instance, 1)
-    return tao.admission.ask(Ask(key, "home", time.time_ns(), budget="team"), tao.config)
-ask("first")  # a fork in the middle of an import is Python's to hang on
-stop = threading.Event()
-def busy(number):
-    count = 0
-    while not stop.is_set():
-        ask(f"{number}-{count}"); count += 1
-threads = [threading.Thread(target=busy, args=(n,), daemon=True) for n in range(4)]
-for thread in threads: thread.start()
-children = []
-for n in range(20):
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0 if ask(f"child-{n}").decision is not None else 1)
-    children.append(pid)
-    time.sleep(0.02)
-stop.set()
-for thread in threads: thread.join()
-print([os.waitpid(pid, 0)[1] for pid in children])
-"""
-
-
-@pytest.mark.parametrize("database", ["sqlite", "postgres"])
-def test_a_process_that_is_forked_while_threads_decide_decides_too(
-    tmp_path: Path, database: str, request: pytest.FixtureRequest
-) -> None:
-    url = f"sqlite:///{tmp_path}/l.db" if database == "sqlite" else request.getfixturevalue("postgres_url")
-    (tmp_path / "tao-flows.toml").write_text(f'mode = "enforce"\nledger = "{url}"\n{TEAM}', encoding="utf-8")
-    run = subprocess.run(
-        [sys.executable, "-c", FORKS], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert run.stdout.strip() == str([0] * 20), run.stderr
-
-
-HOLDS = """
-import sys, time
-from tao_flows import runtime
-from tao_flows.admission import Ask
-from tao_flows.records import RunKey
-tao = runtime.current()
-key = RunKey("prefect", "default", "nightly", "run-1", "train", "killed", 1)
-print(tao.admission.ask(Ask(key, "home", time.time_ns(), budget="team"), tao.config).action, flush=True)
-time.sleep(600)
-"""
-
-
-def test_what_a_killed_process_reserved_comes_back_when_its_lease_is_over(wired: Wired) -> None:
-    wired.ran(1_500.0)
-    config = wired.configured(TEAM)
-    settings = wired.directory / "tao-flows.toml"
-    settings.write_text(f'mode = "enforce"\nledger = "{wired.ledger.url}"\n{TEAM}', encoding="utf-8")
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDS], cwd=wired.directory, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().strip() == "run"
-        os.kill(process.pid, signal.SIGKILL)
-    admission = wired.admission(config)
-    ask = replace(ASK, budget="team")
-    assert admission.ask(number(ask, 2), config).action == "deny"
-    with wired.ledger.transaction() as tx:  # ten minutes later
-        tx.change("UPDATE reservations SET lease_until_wall_ns = lease_until_wall_ns - 600000000000")
-    assert admission.ask(number(ask, 3), config).action == "run"
