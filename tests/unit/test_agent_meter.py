@@ -256,6 +256,9 @@ def test_who_does_not_wait_is_told_that_more_is_to_come(agent: Any, tao: Any) ->
     assert first.pending
     assert first.energy == Figure.unknown("AGENT_PENDING")
     assert first.cpu == OURS
+    give_up_s = time.monotonic() + 10.0
+    while not agent.held and time.monotonic() < give_up_s:  # the agent hears of it in a thread of its own
+        time.sleep(0.01)
     agent.tell(*agent.held[0], told(OWN))
     last = meter.work_out(window, ended, use)
     assert not last.pending
