@@ -147,7 +147,9 @@ class Asking:
             return self._defer(pool, answer, gathered, now_ns, last=last)
         if self._plan is not None:
             # What would be denied now may be allowed at its start. What is to start is asked for by whoever starts it.
-            unsaid = wanted == "deny" or ("signal_meta" in gathered.request and _is_between(self._plan, now_ns, gathered))
+            unsaid = wanted == "deny" or (
+                "signal_meta" in gathered.request and _is_between(self._plan, now_ns, gathered)
+            )
             goes_on = self._plan if unsaid else None
             return Verdict(self._ruling.mode, pool, "defer" if goes_on else "run", deferral=goes_on)
         if wanted != "deny" and not self._reserve(pool, gathered):
