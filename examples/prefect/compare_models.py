@@ -40,7 +40,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC
 
 from tao_flows import tao_flow, tao_task
-from tao_flows.controller.pareto import ranks
+from tao_flows.controller.pareto import nondominated_sort
 from tao_flows.figures import Figure
 from tao_flows.ledger import open_ledger
 from tao_flows.prefect import energy_of
@@ -124,7 +124,8 @@ def evaluate(name: str, model, data: Split) -> float:
 def choose(candidates: list[Candidate]) -> tuple[Candidate, list[Candidate]]:
     """Of those that none beats in both accuracy and energy, the cheapest within one point of the best."""
     objectives = [(-candidate.accuracy, candidate.energy_j) for candidate in candidates]
-    undominated = [candidate for candidate, rank in zip(candidates, ranks(objectives), strict=True) if rank == 0]
+    ranks, _ = nondominated_sort(objectives)
+    undominated = [candidate for candidate, rank in zip(candidates, ranks, strict=True) if rank == 0]
     best = max(candidate.accuracy for candidate in undominated)
     good = [candidate for candidate in undominated if candidate.accuracy >= best - 0.01]
     return min(good, key=lambda candidate: candidate.energy_j), undominated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -24,3 +25,13 @@ def test_the_flow_in_the_readme_runs_and_is_metered(ledger: Ledger, tmp_path: Pa
     run = only_run(ledger)
     assert (run.flow, run.state, run.who.team) == ("nightly", "completed", "search")
     assert [task.budget for task in ledger.tasks(ref(run))] == ["task:embed", "task:embed"]
+
+
+def test_the_demo_names_nothing_that_is_not_there(tmp_path: Path) -> None:
+    demo = README.parent / "examples" / "prefect" / "compare_models.py"
+    code = f"import runpy; print(callable(runpy.run_path({str(demo)!r}, run_name='demo')['main']))"
+    env = {**os.environ, "DEMO_OUTPUT": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=env, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr[-3000:]
