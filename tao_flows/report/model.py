@@ -130,7 +130,10 @@ def build_report(
     incidents: Sequence[Incident],
 ) -> RunReport:
     """The report of one run from what the ledger keeps of it."""
-    choices = {each.key: _choice(each) for each in sorted(decisions, key=lambda each: each.decided_wall_ns)}
+    in_order = sorted(decisions, key=lambda each: each.decided_wall_ns)
+    choices = {each.key: _choice(each) for each in in_order}
+    # A try that waited was decided on more than once: that it was deferred, or released, is part of what is shown.
+    said = {(each.key, each.action): _choice(each) for each in in_order}
     rows = _rows(tasks, choices)
     measurements = [record.measurement for record in tasks if record.measurement is not None]
     energy = Figure.total(row.energy for row in rows)
@@ -143,7 +146,7 @@ def build_report(
         account=account,
         energy=energy,
         flow_body=_flow_body(accounts),
-        decisions=_groups(choices.values()),
+        decisions=_groups(said.values()),
         violations=_violations(decisions, incidents),
         methods=tuple(sorted({method_of(record) for record in tasks})),
         models=tuple(dict.fromkeys(m.model for m in measurements if m.model)),
