@@ -17,7 +17,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("tao_flows", "airflow_plugin", "prefect_blocks")
 ENGINES = {"airflow", "prefect", "prefect_dask", "dask", "distributed"}
-HEAVY = {"airflow", "asyncio", "pandas", "prefect", "pydantic", "pynvml", "rich", "sqlalchemy", "typer"}
+HEAVY = {
+    "airflow", "asyncio", "matplotlib", "numpy", "pandas", "prefect", "psycopg", "pydantic", "pynvml", "rich", "scipy",
+    "sqlalchemy", "typer", "waitress",
+}  # fmt: skip
 
 # Each floor of tao_flows imports only floors above it in this list: a joule's way, from the ground to what people see.
 FLOORS = (
