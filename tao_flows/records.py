@@ -14,7 +14,8 @@ from tao_flows.figures import METHOD, Account, Figure, Measurement
 class RunKey:
     """Names one try of one task, the same in every process and after every restart.
 
-    ``instance`` is the task-run id in Prefect and the map index in Airflow; ``try_number`` starts at 1.
+    ``instance`` is the task-run id in Prefect and the map index in Airflow; ``try_number`` starts at 1. Without a task
+    it is a try of the whole run, where that is decided on before any of its tasks.
     """
 
     engine: str
@@ -24,6 +25,14 @@ class RunKey:
     task: str
     instance: str
     try_number: int
+
+    @property
+    def task_flow(self) -> str:
+        """The flow that ``task`` belongs to; empty in Prefect, where a task is a function that many flows may call.
+
+        A whole run is its flow's in any engine.
+        """
+        return self.flow if self.engine == "airflow" or not self.task else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +50,12 @@ class Segment:
     @property
     def id(self) -> str:
         """One text for the whole segment."""
-        return f"{self.host}/{self.boot_id}/{self.pid}/{self.process_started}/{self.sequence}"
+        return f"{self.process}/{self.sequence}"
+
+    @property
+    def process(self) -> str:
+        """One text for the process, the same in every try that it had a part in."""
+        return f"{self.host}/{self.boot_id}/{self.pid}/{self.process_started}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +91,8 @@ class TaskState(str, Enum):
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    DEFERRED = "deferred"
+    """This process's part has ended, and the try goes on in another."""
     LOST = "lost"
     """Started, and its process is gone without an end: killed, or the host went down."""
 
@@ -181,6 +197,17 @@ class HostAccount:
     """The flow's own code outside its tasks; it is in the account's tasks."""
     body_cpu_s: float | None = None
     overhead_cpu_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessEnvironment:
+    """What a process that is metered runs in: its machine, its packages, its settings; nothing secret."""
+
+    segment: Segment
+    """The process; its sequence says nothing."""
+    seen_wall_ns: int
+    body: Mapping[str, Any]
+    """The same in every process alike, so that a ledger keeps it once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,11 @@ import re
 
 from tao_flows.errors import ConfigError
 from tao_flows.ledger.relational import RelationalLedger
+from tao_flows.tomlfile import CONNECTION
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://)?")
 _POSTGRES = ("postgresql", "postgres", "postgresql+psycopg")
+_NO_ENGINE = "set TAO_FLOWS_LEDGER to the URL of that ledger here, or give --engine where there is that option"
 _FORMS = "give sqlite:////absolute/path, sqlite:///relative/path, a plain path, or postgresql://user@host/database"
 
 
@@ -20,9 +22,12 @@ def open_ledger(url: str) -> RelationalLedger:
     (``http://`` on this host). Nothing is opened or created until the first read or write.
 
     Raises:
-        ConfigError: LEDGER_URL, the scheme is unknown or there is no path.
+        ConfigError: LEDGER_URL, the scheme is unknown or there is no path; LEDGER_CONNECTION, it is a connection that
+            an engine keeps, and whoever asks has no engine.
         MissingExtraError: what PostgreSQL needs is not installed.
     """
+    if url.startswith(CONNECTION):
+        raise ConfigError("LEDGER_CONNECTION", f"{url} is a connection that only its engine can look up", _NO_ENGINE)
     if url.startswith(("https://", "http://")):
         from tao_flows.ledger.remote import RemoteLedger
 

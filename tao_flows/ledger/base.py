@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tao_flows.figures import Figure
-from tao_flows.records import DecisionRecord, HostAccount, Incident, RunKey, RunRecord, Segment, TaskRecord
+from tao_flows.records import (
+    DecisionRecord,
+    HostAccount,
+    Incident,
+    ProcessEnvironment,
+    RunKey,
+    RunRecord,
+    Segment,
+    TaskRecord,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +127,10 @@ class Ledger(Protocol):
         """Adds to the count of an incident, keyed by code, run and task. Its time names the occurrence."""
         ...
 
+    def put_environment(self, record: ProcessEnvironment) -> None:
+        """Writes what a process runs in: the first time, and what is alike in many processes once."""
+        ...
+
     def find_runs(self, text: str) -> Sequence[RunRecord]:
         """The runs ``text`` names: ``latest``, a run id or the beginning of one, a run's name, or ``flow/run``."""
         ...
@@ -142,8 +155,8 @@ class Ledger(Protocol):
         """The incidents of a run, or all."""
         ...
 
-    def history(self, task: str, pool: str, limit: int = 50) -> History:
-        """Completed runs of a task in a pool under the present method, newest first."""
+    def history(self, task: str, pool: str, limit: int = 50, *, flow: str = "") -> History:
+        """Completed runs of a task in a pool under the present method, newest first; of one flow's task, where it is given."""
         ...
 
     def spent_uj(self, budget: str, since_wall_ns: int) -> int:

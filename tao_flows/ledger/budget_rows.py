@@ -91,19 +91,9 @@ def lock_or_create(tx: Transaction, names: Collection[str]) -> dict[str, Row]:
     return lock(tx, names)
 
 
-def held(tx: Transaction, *holders: str) -> dict[str, dict[str, int]]:
-    """What each has reserved: microjoules by budget, with what has run out and is not swept away yet."""
-    marks, values = _listed(holders)
-    found: dict[str, dict[str, int]] = {holder: {} for holder in holders}
-    statement = f"SELECT holder, budget, amount_uj FROM reservations WHERE holder IN ({marks})"
-    for holder, budget, amount_uj in tx.execute(statement, **values):
-        found[holder][budget] = amount_uj
-    return found
-
-
-def budgets_of(tx: Transaction, *holders: str) -> set[str]:
-    """The names of the budgets in which any of these has reserved."""
-    return {name for amounts in held(tx, *holders).values() for name in amounts}
+def held(tx: Transaction, holder: str) -> dict[str, int]:
+    """What a holder has reserved: microjoules by budget, with what has run out and is not swept away yet."""
+    return dict(tx.execute("SELECT budget, amount_uj FROM reservations WHERE holder = :holder", holder=holder))
 
 
 def standing_of(tx: Transaction, row: Row, now_ns: int, without: str = "") -> Standing:

@@ -18,7 +18,6 @@ from tao_flows.ledger.budget_rows import (
     Row,
     Standing,
     budget_or_default,
-    budgets_of,
     defined,
     duration_ns,
     held,
@@ -173,19 +172,10 @@ class BudgetStore:
         with self._ledger.transaction() as tx:
             return reserve(tx, holder, claims, lease_s, force=force)
 
-    def claim(self, slice_holder: str, holder: str, claims: Sequence[Claim], lease_s: float) -> Reservation:
-        """Reserves what a scheduler's slice was spent for, out of the slice; what is lacking, as ``reserve`` does.
-
-        For a worker, before the task runs: it does not matter whether the scheduler has already turned its slice into
-        this reservation, is still to do it, or has died.
-        """
-        with self._ledger.transaction() as tx:
-            return reserve(tx, holder, claims, lease_s, out_of=slice_holder)
-
     def renew(self, holder: str, lease_s: float) -> bool:
         """Lets the holder's reservations count for ``lease_s`` seconds from now; False once they have run out."""
         with self._ledger.transaction() as tx:
-            lock(tx, budgets_of(tx, holder))
+            lock(tx, held(tx, holder))
             now_ns = tx.now_ns()
             statement = """UPDATE reservations SET lease_until_wall_ns = :until
                 WHERE holder = :holder AND lease_until_wall_ns > :now"""
@@ -194,7 +184,7 @@ class BudgetStore:
     def give_back(self, holder: str) -> None:
         """Gives back what a holder has reserved: it will not run."""
         with self._ledger.transaction() as tx:
-            lock(tx, budgets_of(tx, holder))
+            lock(tx, held(tx, holder))
             release(tx, holder)
 
 
@@ -204,22 +194,25 @@ def read_all(tx: Transaction) -> list[EnergyBudget]:
     return sorted((defined(body) for (body,) in rows), key=lambda budget: budget.name)
 
 
+def read_regimes(tx: Transaction) -> dict[str, str]:
+    """By budget, the regime of the last decision."""
+    return dict(tx.execute("SELECT name, regime FROM budgets WHERE body <> ''"))
+
+
 def reserve(
-    tx: Transaction, holder: str, claims: Sequence[Claim], lease_s: float, *, force: bool = False, out_of: str = ""
+    tx: Transaction, holder: str, claims: Sequence[Claim], lease_s: float, *, force: bool = False
 ) -> Reservation:
-    """``BudgetStore.reserve`` within a transaction. ``out_of`` names a slice that gives what it can of it."""
+    """``BudgetStore.reserve`` within a transaction."""
     if not holder:
         raise InputError("BAD_CLAIM", "a claim has no holder", "name whose it is: holder_of its run key")
     wanted = _wanted(claims, lease_s)
-    rows = lock(tx, wanted.keys() | budgets_of(tx, holder, out_of))
+    rows = lock(tx, wanted.keys() | held(tx, holder).keys())
     now_ns = tx.now_ns()
     for row in rows.values():
         sweep(tx, row, now_ns)
-    both = held(tx, holder, out_of)
-    own, sliced = both[holder], both[out_of]
-    moved = {name: min(sliced.get(name, 0), max(0, uj - own.get(name, 0))) for name, uj in wanted.items()}
+    own = held(tx, holder)
     refusals = [
-        _refusal(tx, rows.get(name) or Row(name, "", "", 0), uj - own.get(name, 0) - moved[name], now_ns)
+        _refusal(tx, rows.get(name) or Row(name, "", "", 0), uj - own.get(name, 0), now_ns)
         for name, uj in sorted(wanted.items())
     ]
     refusal = next((each for each in refusals if each is not None), None)
@@ -228,9 +221,6 @@ def reserve(
     until_ns = now_ns + duration_ns(lease_s)
     for name, amount_uj in sorted(wanted.items()):
         hold(tx, name, holder, amount_uj, now_ns, until_ns)
-        if moved[name]:
-            statement = "UPDATE reservations SET amount_uj = amount_uj - :moved WHERE budget = :name AND holder = :of"
-            tx.change(statement, moved=moved[name], name=name, of=out_of)
     for name in own.keys() - wanted.keys():
         tx.change("DELETE FROM reservations WHERE budget = :name AND holder = :holder", name=name, holder=holder)
     return Reservation(holder, granted=True, lease_until_wall_ns=until_ns, refusal=refusal)

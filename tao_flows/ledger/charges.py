@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Final
-from urllib.parse import quote
 
 from tao_flows.budget import EnergyBudget, charge_uj
 from tao_flows.budget_window import bucket_ns
 from tao_flows.ledger.base import Transaction
-from tao_flows.ledger.budget_rows import Row, budget_or_default, budgets_of, keep_ns, lock_or_create, release
+from tao_flows.ledger.budget_rows import Row, budget_or_default, held, keep_ns, lock_or_create, release
+from tao_flows.parent import key_text
 from tao_flows.records import RunKey, TaskRecord, TaskState
 from tao_flows.units import NS_PER_S
 
@@ -20,7 +19,7 @@ _SWEEP_MOST: Final = 5_000
 
 def holder_of(key: RunKey) -> str:
     """The holder of a try's reservations and charges: its run key, as one text."""
-    return "/".join(quote(str(getattr(key, field.name)), safe="") for field in fields(key))
+    return key_text(key)
 
 
 def settle(tx: Transaction, record: TaskRecord) -> None:
@@ -37,7 +36,7 @@ def settle(tx: Transaction, record: TaskRecord) -> None:
         return
     holder = holder_of(record.key)
     charged = sorted(set(record.budgets or (record.budget,)) - {""})
-    held_in = budgets_of(tx, holder)
+    held_in = held(tx, holder)
     if not charged and not held_in:
         return
     rows = lock_or_create(tx, {*charged, *held_in})
@@ -51,12 +50,6 @@ def settle(tx: Transaction, record: TaskRecord) -> None:
             amount_uj = charge_uj(budget, amount_uj, measurement.wall_s)
         _charge(tx, budget, (holder, record.segment.id), amount_uj, now_ns)
     release(tx, holder)
-
-
-def has_charge(tx: Transaction, budget: str, holder: str) -> bool:
-    """Whether a part of what a holder ran is charged already."""
-    statement = "SELECT 1 FROM charges WHERE budget = :budget AND holder = :holder LIMIT 1"
-    return bool(tx.execute(statement, budget=budget, holder=holder))
 
 
 def _charge(tx: Transaction, budget: EnergyBudget, whose: tuple[str, str], amount_uj: int | None, now_ns: int) -> None:

@@ -6,6 +6,7 @@ The other columns repeat what is searched and summed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import types
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from enum import Enum
 from functools import cache
 from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from tao_flows.errors import LedgerError
+from tao_flows.errors import InputError, LedgerError
 from tao_flows.figures import Figure
 from tao_flows.ledger.base import RunRef
 from tao_flows.records import (
@@ -22,12 +23,14 @@ from tao_flows.records import (
     DecisionRecord,
     HostAccount,
     Incident,
+    ProcessEnvironment,
     RunKey,
     RunRecord,
     TaskRecord,
     TaskState,
     Who,
 )
+from tao_flows.signals.times import ns_from_iso
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -163,6 +166,9 @@ def task_row(record: TaskRecord) -> Row:
 
 def decision_row(record: DecisionRecord) -> Row:
     """The row of a decision."""
+    about = record.request.get("task")
+    task: Mapping[str, Any] = about if isinstance(about, Mapping) else {}
+    home_pool = task.get("home_pool")
     return {
         **_key(record.key),
         "decided_wall_ns": record.decided_wall_ns,
@@ -170,6 +176,10 @@ def decision_row(record: DecisionRecord) -> Row:
         "action": record.action,
         "pool": record.pool,
         "reason": record.reason,
+        "home_pool": home_pool if isinstance(home_pool, str) else None,
+        "ready_wall_ns": _moment_ns(task.get("ready_at")),
+        "deadline_wall_ns": _moment_ns(task.get("deadline")),
+        "enforced": int(record.enforced),
         "body": dump(record),
     }
 
@@ -193,6 +203,23 @@ def account_row(run: RunRef, account: HostAccount) -> Row:
 def incident_row(incident: Incident) -> Row:
     """The row of one occurrence of an incident."""
     return {f.name: getattr(incident, f.name) for f in fields(incident)}
+
+
+def environment_rows(record: ProcessEnvironment) -> tuple[Row, Row]:
+    """The row of an environment, and that of a process in it."""
+    body = dump(record.body)
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    segment = record.segment
+    process = {"process": segment.process, "host": segment.host, "seen_wall_ns": record.seen_wall_ns}
+    return {"digest": digest, "body": body}, {**process, "digest": digest}
+
+
+def _moment_ns(text: object) -> int | None:
+    """A time of a recorded request, which may hold anything; None where it is none."""
+    try:
+        return ns_from_iso(text) if isinstance(text, str) else None
+    except InputError:
+        return None
 
 
 def _key(key: RunKey) -> Row:

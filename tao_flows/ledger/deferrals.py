@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import astuple, fields
 from enum import Enum
 from typing import Any, Final, Literal, TypeVar
 
@@ -42,7 +42,8 @@ _IS_OPEN: Final = "state IN ('waiting', 'released')"
 _OF_RUN: Final = "engine = :engine AND namespace = :namespace AND run_id = :run_id AND :flow IN ('', flow)"
 _PLAN: Final = f"""INSERT INTO deferrals ({_COLUMNS}) VALUES ({", ".join(f":{column}" for column in (*_KEY, *_REST))})
     ON CONFLICT ({", ".join(_KEY)}) DO UPDATE SET
-    {", ".join(f"{column} = excluded.{column}" for column in _REST)} WHERE deferrals.state = 'waiting'"""
+    {", ".join(f"{column} = excluded.{column}" for column in _REST)} WHERE deferrals.state = 'waiting'
+    OR (deferrals.state IN ('started', 'gone') AND excluded.ready_wall_ns > deferrals.changed_wall_ns)"""
 _CLOSE: Final = f"UPDATE deferrals SET state = :state, changed_wall_ns = :now WHERE {_IS_KEY} AND {_IS_OPEN}"
 _HAS_RUN: Final = f"""EXISTS (SELECT 1 FROM tasks
     WHERE {" AND ".join(f"tasks.{column} = deferrals.{column}" for column in _KEY)})"""
@@ -75,13 +76,24 @@ class DeferralStore:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def plan(self, deferral: Deferral, *, places: int | None = None, slot_s: float = 300.0) -> Planned:
+    def plan(
+        self,
+        deferral: Deferral,
+        *,
+        places: int | None = None,
+        slot_s: float = 300.0,
+        decision: DecisionRecord | None = None,
+    ) -> Planned:
         """Has a task wait, or moves the start of one that waits. A refusal leaves an earlier plan as it was.
+
+        A wait that is over stays so, unless the try has become ready once more since, as one does that resumes after a
+        deferral of its author's.
 
         Args:
             deferral: the plan; its state and time of change are set here.
             places: how many of the pool may start in one slot; None for no limit.
             slot_s: length of a slot, in seconds; slots are counted from the epoch.
+            decision: why; recorded with the plan, if it is made.
         """
 
         def plan(transaction: Transaction) -> Planned:
@@ -91,7 +103,11 @@ class DeferralStore:
                 return Planned.FULL
             row = {column: getattr(deferral, column) for column in _REST} | _row_of(deferral.key)
             row |= {"state": WAITING, "changed_wall_ns": transaction.now_ns()}
-            return Planned.YES if transaction.change(_PLAN, **row) else Planned.SETTLED
+            if not transaction.change(_PLAN, **row):
+                return Planned.SETTLED
+            if decision is not None:
+                _record(transaction, decision)
+            return Planned.YES
 
         return self._patiently(plan)
 
@@ -136,13 +152,22 @@ class DeferralStore:
             )  # fmt: skip
         return [int(start_wall_ns) for (start_wall_ns,) in rows]
 
-    def started(self, key: RunKey) -> bool:
-        """Notes that a try starts; whether it was waiting until now, so that of two callers one is told True."""
-        return self._close(key, STARTED)
+    def starts(self) -> dict[str, list[int]]:
+        """By pool, when what waits is planned to start, in order."""
+        found: dict[str, list[int]] = {}
+        with self._ledger.transaction(write=False) as transaction:
+            query = f"SELECT pool, start_wall_ns FROM deferrals WHERE {_IS_OPEN} ORDER BY start_wall_ns"
+            for pool, start_wall_ns in transaction.execute(query):
+                found.setdefault(pool, []).append(int(start_wall_ns))
+        return found
 
-    def gone(self, key: RunKey) -> bool:
-        """Notes that a try was cancelled while it waited; whether it was waiting until now."""
-        return self._close(key, GONE)
+    def started(self, *keys: RunKey) -> bool:
+        """Notes that tries start, all at once; whether any was waiting until now, so that of two callers one is told so."""
+        return self._close(keys, STARTED)
+
+    def gone(self, *keys: RunKey) -> bool:
+        """Notes that tries were cancelled while they waited; whether any was waiting until now."""
+        return self._close(keys, GONE)
 
     def release(
         self, which: RunRef | Iterable[RunKey] | Literal["all"], *, said_by: str, reason: str
@@ -196,9 +221,13 @@ class DeferralStore:
 
         return self._patiently(lapse)
 
-    def _close(self, key: RunKey, state: str) -> bool:
+    def _close(self, keys: Sequence[RunKey], state: str) -> bool:
+        # In one order for all: of two processes that close the same, neither waits for the other in a circle.
+        rows = [_row_of(key) for key in sorted(keys, key=astuple)]
+
         def close(transaction: Transaction) -> bool:
-            return transaction.change(_CLOSE, state=state, now=transaction.now_ns(), **_row_of(key)) > 0
+            now_ns = transaction.now_ns()
+            return sum(transaction.change(_CLOSE, state=state, now=now_ns, **row) for row in rows) > 0
 
         return self._patiently(close)
 
@@ -260,9 +289,13 @@ def _release(
         )
     ]
     for deferral in released:
-        row = codec.decision_row(_audit(deferral, now_ns))
-        transaction.change(schema.DECISIONS.upsert(tuple(row)), **row)
+        _record(transaction, _audit(deferral, now_ns))
     return released
+
+
+def _record(transaction: Transaction, decision: DecisionRecord) -> None:
+    row = codec.decision_row(decision)
+    transaction.change(schema.DECISIONS.upsert(tuple(row)), **row)
 
 
 def _audit(deferral: Deferral, now_ns: int) -> DecisionRecord:

@@ -62,10 +62,11 @@ def parsed(url: str) -> URL:
 
     Raises:
         ConfigError: LEDGER_URL, it cannot be read; nothing of it is repeated.
-        MissingExtraError: SQLAlchemy or psycopg is not installed.
+        MissingExtraError: SQLAlchemy 2 or psycopg is not installed.
     """
     try:
         import psycopg  # noqa: F401 - the driver that the URL names
+        import sqlalchemy.dialects.postgresql.psycopg  # noqa: F401 - which SQLAlchemy knows from 2.0 on
         from sqlalchemy.engine import make_url
         from sqlalchemy.exc import ArgumentError
     except ImportError as error:

@@ -15,7 +15,17 @@ from tao_flows.ledger.base import FleetRow, History, RunOverhead, RunRef, Settle
 from tao_flows.ledger.charges import settle
 from tao_flows.ledger.fleet import fleet_rows
 from tao_flows.ledger.migrations import Migration, Standing
-from tao_flows.records import DecisionRecord, HostAccount, Incident, RunKey, RunRecord, Segment, TaskRecord, TaskState
+from tao_flows.records import (
+    DecisionRecord,
+    HostAccount,
+    Incident,
+    ProcessEnvironment,
+    RunKey,
+    RunRecord,
+    Segment,
+    TaskRecord,
+    TaskState,
+)
 
 T = TypeVar("T")
 
@@ -58,6 +68,12 @@ class RelationalLedger(ABC):
     def put_incident(self, incident: Incident) -> None:
         self._write(schema.INCIDENTS, codec.incident_row(incident))
 
+    def put_environment(self, record: ProcessEnvironment) -> None:
+        row, process = codec.environment_rows(record)
+        with self.transaction() as transaction:
+            transaction.change(schema.ENVIRONMENT, **row)
+            transaction.change(schema.PROCESS, **process)
+
     def find_runs(self, text: str) -> Sequence[RunRecord]:
         """The runs ``text`` names, newest first: the first of these that finds any.
 
@@ -95,9 +111,9 @@ class RelationalLedger(ABC):
             return [Incident(*row) for row in self._read(schema.QUERIES["incidents_all"])]
         return [Incident(*row) for row in self._read(schema.QUERIES["incidents"], run_id=run.run_id)]
 
-    def history(self, task: str, pool: str, limit: int = 50) -> History:
+    def history(self, task: str, pool: str, limit: int = 50, *, flow: str = "") -> History:
         """The last ``limit`` completed tries of a task in a pool under the present method, newest first."""
-        rows = self._read(schema.QUERIES["history"], task=task, pool=pool, method=METHOD, limit=limit)
+        rows = self._read(schema.QUERIES["history"], task=task, pool=pool, flow=flow, method=METHOD, limit=limit)
         return History(tuple(Settled(*row) for row in rows))
 
     def spent_uj(self, budget: str, since_wall_ns: int) -> int:
@@ -118,11 +134,7 @@ class RelationalLedger(ABC):
         return fleet_rows(figures, runs, accounts)
 
     def overheads(self, since_wall_ns: int) -> Sequence[RunOverhead]:
-        rows = self._read(schema.QUERIES["overheads"], since=since_wall_ns)
-        return [
-            RunOverhead(namespace, flow, run_id, pool or "", started, _whole(tasks_uj), _whole(overhead_uj))
-            for namespace, flow, run_id, pool, started, tasks_uj, overhead_uj in rows
-        ]
+        return [overhead_of(row) for row in self._read(schema.QUERIES["overheads"], since=since_wall_ns)]
 
     def reconcile(self, is_alive: Callable[[Segment], bool | None]) -> Sequence[RunKey]:
         """Marks as lost the running tasks and runs whose process is dead; the keys of those tasks.
@@ -181,6 +193,12 @@ class RelationalLedger(ABC):
 
     def _load(self, cls: type[T], query: str, /, **parameters: object) -> list[T]:
         return [codec.load(cls, body) for (body,) in self._read(schema.QUERIES[query], **parameters)]
+
+
+def overhead_of(row: tuple[Any, ...]) -> RunOverhead:
+    """What a row of the query ``overheads`` tells."""
+    namespace, flow, run_id, pool, started, tasks_uj, overhead_uj = row
+    return RunOverhead(namespace, flow, run_id, pool or "", started, _whole(tasks_uj), _whole(overhead_uj))
 
 
 def _whole(number: Any) -> int | None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Final
 
 from tao_flows.clock import Clock, SystemClock
@@ -17,9 +15,18 @@ from tao_flows.errors import LedgerError, TaoError
 from tao_flows.ledger.base import FleetRow, History, Ledger, RunOverhead, RunRef, Transaction
 from tao_flows.ledger.forward import drain, sink_of
 from tao_flows.ledger.spool import Spool
-from tao_flows.ledger.turns import Turns
+from tao_flows.ledger.unwritten import Unwritten, Waiting
 from tao_flows.ledger.wireformat import Entry, deliver, encode, is_refusal
-from tao_flows.records import DecisionRecord, HostAccount, Incident, RunKey, RunRecord, Segment, TaskRecord
+from tao_flows.records import (
+    DecisionRecord,
+    HostAccount,
+    Incident,
+    ProcessEnvironment,
+    RunKey,
+    RunRecord,
+    Segment,
+    TaskRecord,
+)
 from tao_flows.units import NS_PER_S
 
 log = logging.getLogger("tao_flows.ledger")
@@ -32,41 +39,6 @@ EXIT_S: Final = 2.0
 
 _DROPPED: Final = ("LEDGER_DROPPED", "SPOOL_DROPPED")
 _WHY: Final = "see what the ledger failed with"
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A record, until the ledger holds it."""
-
-    entry: Entry
-    is_done: bool = False
-    """Written, refused for good, or dropped."""
-    is_kept: bool = False
-    """In the spool, too."""
-
-
-@dataclass
-class _State:
-    """One process's part: a forked child has none of its parent's records."""
-
-    pid: int = field(default_factory=os.getpid)
-    turns: Turns = field(default_factory=Turns)
-    queue: deque[_Waiting] = field(default_factory=deque)
-    unkept: deque[_Waiting] = field(default_factory=deque)
-    """What is not in the spool: of the queue, and what has since been written."""
-    queue_lock: threading.Lock = field(default_factory=threading.Lock)
-    """Guards both; held for moments."""
-    writing: threading.Lock = field(default_factory=threading.Lock)
-    """Held by the one thread that writes."""
-    spooling: threading.Lock = field(default_factory=threading.Lock)
-    """Held by the one thread that copies to the spool."""
-    paused_until_ns: int = 0
-    spool_paused_until_ns: int = 0
-    look_ns: int = 0
-    """When the spool is next looked at for what can be written now."""
-    failures: Counter[str] = field(default_factory=Counter)
-    told: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """By code: when it was last told, and the count then."""
 
 
 class SafeLedger:
@@ -90,6 +62,8 @@ class SafeLedger:
         pause_s: how long nothing is tried after a failure.
         wait_s: how long one write waits for another thread's, and goes on writing what was left over.
         spool: where unwritten records wait on disk, this ledger's own; None for nowhere.
+        on_first_end: called once in each process, after the first end of a task or a run was written. It may write to
+            this ledger, and must not raise.
     """
 
     def __init__(
@@ -102,24 +76,30 @@ class SafeLedger:
         pause_s: float = PAUSE_S,
         wait_s: float = WAIT_S,
         spool: Spool | None = None,
+        on_first_end: Callable[[], object] = lambda: None,
     ) -> None:
         self.url = inner.url
         self._inner = inner
         self._sink = sink_of(inner)
         self._spool = spool
         self._incidents = incidents
+        self._on_first_end = on_first_end
         self._clock = clock or SystemClock()
         self._capacity = capacity
         self._pause_ns = round(pause_s * NS_PER_S)
         self._wait_s = wait_s
-        self._state = _State()
+        self._state = Unwritten()
         atexit.register(self._last_flush)
 
     def put_run(self, run: RunRecord) -> None:
         self._put(Entry(run))
+        if run.ended_wall_ns is not None:
+            self._ended()
 
     def put_task(self, record: TaskRecord) -> None:
         self._put(Entry(record))
+        if record.measurement is not None:
+            self._ended()
 
     def put_decision(self, record: DecisionRecord) -> None:
         self._put(Entry(record))
@@ -129,6 +109,9 @@ class SafeLedger:
 
     def put_incident(self, incident: Incident) -> None:
         self._put(Entry(incident))
+
+    def put_environment(self, record: ProcessEnvironment) -> None:
+        self._put(Entry(record))
 
     def pending(self) -> tuple[Entry, ...]:
         """The records in memory that the ledger does not hold yet, oldest first."""
@@ -171,9 +154,9 @@ class SafeLedger:
     def incidents(self, run: RunRef | None = None) -> Sequence[Incident]:
         return self._inner.incidents(run)
 
-    def history(self, task: str, pool: str, limit: int = 50) -> History:
+    def history(self, task: str, pool: str, limit: int = 50, *, flow: str = "") -> History:
         with self._mine().turns.turn(self._pause_ns / NS_PER_S):
-            return self._inner.history(task, pool, limit)
+            return self._inner.history(task, pool, limit, flow=flow)
 
     def spent_uj(self, budget: str, since_wall_ns: int) -> int:
         return self._inner.spent_uj(budget, since_wall_ns)
@@ -198,14 +181,20 @@ class SafeLedger:
         self._last_flush(self._wait_s)
         self._inner.close()
 
-    def _mine(self) -> _State:
+    def _ended(self) -> None:
+        state = self._mine()
+        if not state.has_ended:
+            state.has_ended = True
+            self._on_first_end()
+
+    def _mine(self) -> Unwritten:
         # Two threads of a forked child may both get here: the one state that is lost holds at most one record.
         if self._state.pid != os.getpid():
-            self._state = _State()
+            self._state = Unwritten()
         return self._state
 
     def _put(self, entry: Entry) -> None:
-        state, waiting = self._mine(), _Waiting(entry)
+        state, waiting = self._mine(), Waiting(entry)
         give_up_ns = self._clock.monotonic_ns() + round(self._wait_s * NS_PER_S)
         with state.queue_lock:
             state.queue.append(waiting)
@@ -215,7 +204,7 @@ class SafeLedger:
         self._forget_oldest(state)
         self._replay(state, give_up_ns)
 
-    def _keep(self, state: _State, *, even_if_paused: bool = False) -> None:
+    def _keep(self, state: Unwritten, *, even_if_paused: bool = False) -> None:
         """Copies to the spool what is neither there nor written."""
         with state.queue_lock:
             while state.unkept and state.unkept[0].is_done:
@@ -232,9 +221,9 @@ class SafeLedger:
         if failure is not None:
             self._failed(state, failure)
 
-    def _copy(self, state: _State, spool: Spool, new: list[_Waiting]) -> LedgerError | None:
+    def _copy(self, state: Unwritten, spool: Spool, new: list[Waiting]) -> LedgerError | None:
         lines: list[bytes] = []
-        copied: list[_Waiting] = []
+        copied: list[Waiting] = []
         for waiting in new:
             try:
                 lines.append(encode(waiting.entry))
@@ -252,7 +241,7 @@ class SafeLedger:
             waiting.is_kept = True
         return LedgerError("SPOOL_DROPPED", f"{spool.directory} was full", _WHY) if dropped else None
 
-    def _forget_oldest(self, state: _State) -> None:
+    def _forget_oldest(self, state: Unwritten) -> None:
         with state.queue_lock:
             forgotten = [state.queue.popleft() for _ in range(len(state.queue) - self._capacity)]
             for oldest in forgotten:
@@ -262,7 +251,7 @@ class SafeLedger:
                 summary = f"more than {self._capacity} records were unwritten"
                 self._failed(state, LedgerError("LEDGER_DROPPED", summary, _WHY), oldest.entry)
 
-    def _replay(self, state: _State, give_up_ns: int, *, at_once: bool = False) -> None:
+    def _replay(self, state: Unwritten, give_up_ns: int, *, at_once: bool = False) -> None:
         """Writes what lies in the spool, this process's or not, if the ledger works and it is time to look."""
         now_ns = self._clock.monotonic_ns()
         if self._spool is None or state.queue:
@@ -278,14 +267,14 @@ class SafeLedger:
                 state.paused_until_ns = self._clock.monotonic_ns() + self._pause_ns
             self._failed(state, drained.error)
 
-    def _drain(self, state: _State, timeout_s: float, *, even_if_paused: bool = False) -> None:
+    def _drain(self, state: Unwritten, timeout_s: float, *, even_if_paused: bool = False) -> None:
         """Writes the queue in order until it is empty, the ledger fails or the time is up."""
         give_up_ns = self._clock.monotonic_ns() + round(timeout_s * NS_PER_S)
         if self._is_paused(state) and not even_if_paused:
             return
         if not state.writing.acquire(timeout=timeout_s):
             return  # the thread that writes takes our record along, or leaves it to the next write
-        failures: list[tuple[Exception, _Waiting]] = []
+        failures: list[tuple[Exception, Waiting]] = []
         try:
             while even_if_paused or not self._is_paused(state):
                 item = self._next(state)
@@ -303,14 +292,14 @@ class SafeLedger:
         for failure, item in failures:
             self._failed(state, failure, item.entry)
 
-    def _is_paused(self, state: _State) -> bool:
+    def _is_paused(self, state: Unwritten) -> bool:
         return self._clock.monotonic_ns() < state.paused_until_ns
 
-    def _next(self, state: _State) -> _Waiting | None:
+    def _next(self, state: Unwritten) -> Waiting | None:
         with state.queue_lock:
             return state.queue.popleft() if state.queue else None
 
-    def _write(self, state: _State, item: _Waiting) -> Exception | None:
+    def _write(self, state: Unwritten, item: Waiting) -> Exception | None:
         """Writes one record; a failure keeps it and begins a pause, unless no ledger could ever keep it."""
         try:
             deliver(self._inner, item.entry)
@@ -334,7 +323,7 @@ class SafeLedger:
             with suppress(LedgerError):  # what has no JSON form cannot be kept anywhere
                 self._spool.set_aside([encode(entry)])
 
-    def _failed(self, state: _State, error: Exception, entry: Entry | None = None) -> None:
+    def _failed(self, state: Unwritten, error: Exception, entry: Entry | None = None) -> None:
         """Counts a failure, logs the first of its kind, and tells of it."""
         code, summary, remedy = _said(error)
         now_ns = self._clock.monotonic_ns()
@@ -394,4 +383,6 @@ def _names(entry: Entry | None) -> tuple[str, str]:
         return record.key.run_id, record.key.task
     if isinstance(record, HostAccount):
         return (entry.run.run_id if entry.run else ""), ""
+    if isinstance(record, ProcessEnvironment):
+        return "", ""
     return record.run_id, record.task if isinstance(record, Incident) else ""

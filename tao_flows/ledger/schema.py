@@ -94,11 +94,61 @@ _VERSION_2: Final = (
     signal TEXT NOT NULL, zone TEXT NOT NULL, start_wall_ns INTEGER NOT NULL, value REAL NOT NULL,
     PRIMARY KEY (signal, zone, start_wall_ns))""",
 )
-MIGRATIONS: Final = (_VERSION_1, _VERSION_2)
+# What a decision was about, in columns: pages count deadlines and savings without reading every body.
+_VERSION_3: Final = (
+    "ALTER TABLE decisions ADD COLUMN home_pool TEXT",
+    "ALTER TABLE decisions ADD COLUMN ready_wall_ns INTEGER",
+    "ALTER TABLE decisions ADD COLUMN deadline_wall_ns INTEGER",
+    "ALTER TABLE decisions ADD COLUMN enforced INTEGER",
+    "CREATE INDEX decisions_moved ON decisions (decided_wall_ns) WHERE enforced = 1",
+    "CREATE INDEX decisions_deadline ON decisions (decided_wall_ns) WHERE deadline_wall_ns IS NOT NULL",
+)
+# What processes ran in, and which bundles were sealed: evidence beside the records, and none of them needs it.
+_VERSION_4: Final = (
+    "CREATE TABLE environments (digest TEXT PRIMARY KEY, body TEXT NOT NULL)",
+    """CREATE TABLE processes (
+    process TEXT PRIMARY KEY, host TEXT NOT NULL, digest TEXT NOT NULL, seen_wall_ns INTEGER NOT NULL)""",
+    """CREATE TABLE seals (
+    engine TEXT NOT NULL, namespace TEXT NOT NULL, run_id TEXT NOT NULL, flow TEXT NOT NULL,
+    revision INTEGER NOT NULL, size INTEGER NOT NULL, head TEXT NOT NULL, digest TEXT NOT NULL, keyid TEXT NOT NULL,
+    place TEXT NOT NULL, signer TEXT NOT NULL, complete INTEGER NOT NULL, stamp TEXT NOT NULL,
+    sealed_wall_ns INTEGER NOT NULL,
+    PRIMARY KEY (engine, namespace, run_id, flow, revision))""",
+    # One sealer works on a run at a time; and when the next is to look at it.
+    """CREATE TABLE sealing (
+    engine TEXT NOT NULL, namespace TEXT NOT NULL, run_id TEXT NOT NULL, flow TEXT NOT NULL,
+    holder TEXT NOT NULL, lease_until_wall_ns INTEGER NOT NULL, look_wall_ns INTEGER NOT NULL,
+    PRIMARY KEY (engine, namespace, run_id, flow))""",
+    # A run's decisions page by page in order of time.
+    """CREATE INDEX decisions_of_run ON decisions
+    (engine, namespace, run_id, flow, decided_wall_ns, task, instance, try_number)""",
+    # What partners signed, as they signed it, and what was sent to them: seq never falls.
+    """CREATE TABLE partners (
+    org TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL, seq INTEGER NOT NULL, body TEXT NOT NULL,
+    changed_wall_ns INTEGER NOT NULL, PRIMARY KEY (org, kind, name))""",
+)
+# What is kept for good of runs whose records are gone, and which runs these are: a ledger stays as large as its period.
+_VERSION_5: Final = (
+    """CREATE TABLE totals (
+    day INTEGER NOT NULL, engine TEXT NOT NULL, namespace TEXT NOT NULL, flow TEXT NOT NULL, team TEXT NOT NULL,
+    model_id TEXT NOT NULL, line TEXT NOT NULL, label TEXT NOT NULL, unit TEXT NOT NULL,
+    parts INTEGER NOT NULL, known INTEGER NOT NULL, amount INTEGER NOT NULL, low INTEGER NOT NULL, high INTEGER NOT NULL,
+    PRIMARY KEY (day, engine, namespace, flow, team, model_id, line, label, unit))""",
+    # What started before floor_wall_ns was summed up; place is how far the summing has come that is under way.
+    """CREATE TABLE compacted (
+    engine TEXT NOT NULL, namespace TEXT NOT NULL, run_id TEXT NOT NULL, flow TEXT NOT NULL,
+    floor_wall_ns INTEGER NOT NULL, place TEXT NOT NULL,
+    PRIMARY KEY (engine, namespace, run_id, flow))""",
+    "CREATE INDEX decisions_decided ON decisions (decided_wall_ns)",
+)
+MIGRATIONS: Final = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4, _VERSION_5)
 """Statements by version. The schema's version is their number; a published one is never edited."""
 CONTRACT: Final = 1
 """The oldest version whose statements write into this schema still: a later version that takes something away raises it."""
-TABLES: Final = ("runs", "tasks", "decisions", "accounts", "incidents", "budgets", "deferrals", "pools", "forecasts")
+TABLES: Final = (
+    "runs", "tasks", "decisions", "accounts", "incidents", "budgets", "deferrals", "pools", "forecasts",
+    "environments", "seals", "totals", "compacted",
+)  # fmt: skip
 """The tables that are counted to show what a ledger holds."""
 
 
@@ -138,6 +188,12 @@ DECISIONS: Final = Table("decisions", (*_KEY, "decided_wall_ns"), ("body",))
 ACCOUNTS: Final = Table("accounts", (*RUNS.key, "host", "time_window"), ("wall_s", "body"))
 INCIDENTS: Final = Table("incidents", ("run_id", "code", "task", "wall_ns"), ("count", "summary", "remedy"))
 
+ENVIRONMENT: Final = "INSERT INTO environments (digest, body) VALUES (:digest, :body) ON CONFLICT (digest) DO NOTHING"
+"""Writes what an environment is: the same digest is the same text."""
+# A process says it once, at its beginning: nobody changes it afterwards.
+PROCESS: Final = """INSERT INTO processes (process, host, digest, seen_wall_ns)
+    VALUES (:process, :host, :digest, :seen_wall_ns) ON CONFLICT (process) DO NOTHING"""
+
 _OF_RUN: Final = "engine = :engine AND namespace = :namespace AND run_id = :run_id"
 _SAME_TRY: Final = " AND ".join(f"part.{column} = last.{column}" for column in _KEY)
 # A key decides where the clock does not: what is shown depends on what was written, not on when.
@@ -151,6 +207,14 @@ _INCIDENTS: Final = """SELECT code, summary, remedy, wall_ns, total, run_id, tas
 _PART_OF_RUN: Final = "part.engine = run.engine AND part.namespace = run.namespace AND part.run_id = run.run_id"
 _KNOWN_SHARE: Final = "part.flow IN ('', run.flow) AND tasks_uj IS NOT NULL AND overhead_uj IS NOT NULL"
 
+# An account that lacks either line tells no share. Sub-queries, for a join would walk all runs in order of their key.
+OVERHEADS: Final = f"""SELECT namespace, flow, run_id, (
+        SELECT CASE WHEN min(pool) = max(pool) THEN min(pool) END FROM tasks part WHERE {_PART_OF_RUN}
+        AND part.flow = run.flow), started_wall_ns,
+    (SELECT sum(tasks_uj) FROM accounts part WHERE {_PART_OF_RUN} AND {_KNOWN_SHARE}),
+    (SELECT sum(overhead_uj) FROM accounts part WHERE {_PART_OF_RUN} AND {_KNOWN_SHARE})
+    FROM runs run WHERE {{where}} ORDER BY started_wall_ns, namespace, flow, run_id"""
+"""The overhead of runs; ``{where}`` says of which."""
 QUERIES: Final = {
     "runs": f"SELECT body FROM runs WHERE started_wall_ns >= :since {_NEWEST} LIMIT :limit",
     "runs_of_flow": f"SELECT body FROM runs WHERE flow = :flow {_NEWEST} LIMIT :limit",
@@ -178,7 +242,8 @@ QUERIES: Final = {
         (SELECT CASE WHEN count(*) = count(part.wall_s) THEN sum(part.wall_s) END FROM tasks part WHERE {_SAME_TRY}),
         last.size, last.started_wall_ns
         FROM tasks last
-        WHERE task = :task AND pool = :pool AND method = :method AND state = 'completed' AND (
+        WHERE task = :task AND pool = :pool AND method = :method AND state = 'completed'
+        AND (CAST(:flow AS TEXT) = '' OR flow = :flow) AND (
             SELECT count(*) = 0 FROM tasks part WHERE {_SAME_TRY} AND part.state = 'completed'
             AND (part.started_wall_ns, part.segment) > (last.started_wall_ns, last.segment))
         {_NEWEST}, instance, try_number LIMIT :limit""",
@@ -199,12 +264,6 @@ QUERIES: Final = {
         CROSS JOIN accounts account WHERE account.engine = run.engine AND account.namespace = run.namespace
             AND account.run_id = run.run_id AND account.flow IN ('', run.flow)
             AND tasks_uj IS NOT NULL AND overhead_uj IS NOT NULL GROUP BY 1, 2, 3, 4""",
-    # An account that lacks either line tells no share. Sub-queries, for a join would walk all runs in order of their key.
-    "overheads": f"""SELECT namespace, flow, run_id, (
-            SELECT CASE WHEN min(pool) = max(pool) THEN min(pool) END FROM tasks part WHERE {_PART_OF_RUN}
-            AND part.flow = run.flow), started_wall_ns,
-        (SELECT sum(tasks_uj) FROM accounts part WHERE {_PART_OF_RUN} AND {_KNOWN_SHARE}),
-        (SELECT sum(overhead_uj) FROM accounts part WHERE {_PART_OF_RUN} AND {_KNOWN_SHARE})
-        FROM runs run WHERE started_wall_ns >= :since ORDER BY started_wall_ns, namespace, flow, run_id""",
+    "overheads": OVERHEADS.format(where="started_wall_ns >= :since"),
 }
 GROUPS: Final = ("team", "flow", "pool")

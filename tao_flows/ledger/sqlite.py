@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -46,6 +46,8 @@ _UNREACHABLE: Final = ("LEDGER_UNREACHABLE", "check that the path exists, is a f
 _OS_CAUSES: Final = {errno.EROFS: "readonly", errno.EACCES: "readonly", errno.EPERM: "readonly",
                      errno.ENOSPC: "is full", errno.EDQUOT: "is full"}  # fmt: skip
 
+_ROOM_BYTES: Final = 64 * 1024
+
 # Connections that must not be closed here: those of a parent process, and those of a file that is no longer at its
 # path. To close one would remove the -wal file by name, and that may by now be another's.
 _ABANDONED: Final[list[sqlite3.Connection]] = []
@@ -53,6 +55,15 @@ _ABANDONED: Final[list[sqlite3.Connection]] = []
 # One thread at a time is inside SQLite, and none while the process forks: a child that inherits one of SQLite's own
 # locks held would wait for it for ever.
 _inside = threading.RLock()
+
+
+def _is_full(directory: Path) -> bool:
+    """Whether its file system has less room than one write of ours takes."""
+    try:
+        room = os.statvfs(directory)
+    except OSError:
+        return False
+    return room.f_bavail * room.f_frsize < _ROOM_BYTES
 
 
 def _before_fork() -> None:
@@ -127,8 +138,14 @@ class SqliteLedger(RelationalLedger):
 
     @contextmanager
     def transaction(self, *, write: bool = True) -> Iterator[Transaction]:
-        with self._connection() as connection, _begun(connection, "IMMEDIATE" if write else "") as transaction:
-            yield transaction
+        with ExitStack() as stack:
+            try:
+                connection = stack.enter_context(self._connection())
+            except LedgerError as error:
+                if write or not self._can_rest(error):
+                    raise
+                connection = stack.enter_context(self._resting())
+            yield stack.enter_context(_begun(connection, "IMMEDIATE" if write else ""))
 
     def close(self) -> None:
         with _inside:
@@ -173,11 +190,20 @@ class SqliteLedger(RelationalLedger):
             with self._connection() as connection:
                 return _run(connection, statement, parameters).fetchall()
         except LedgerError as error:
-            if error.code not in ("LEDGER_READ_ONLY", "LEDGER_UNREACHABLE") or not self._is_at_rest():
+            if not self._can_rest(error):
                 raise
+        with self._resting() as connection:
+            return _run(connection, statement, parameters).fetchall()
+
+    def _can_rest(self, error: LedgerError) -> bool:
+        """Whether what could not be opened to be written can be read all the same."""
+        return error.code in ("LEDGER_READ_ONLY", "LEDGER_UNREACHABLE") and self._is_at_rest()
+
+    @contextmanager
+    def _resting(self) -> Iterator[sqlite3.Connection]:
         with _inside, self._explained(), closing(self._connect(_AT_REST)) as connection:
             require_current(self._standing(connection), str(self.path))
-            return _run(connection, statement, parameters).fetchall()
+            yield connection
 
     def _is_at_rest(self) -> bool:
         """Whether the file alone holds everything: no writes wait beside it to be merged."""
@@ -296,10 +322,14 @@ class SqliteLedger(RelationalLedger):
         """Turns what SQLite and the system raise into a LedgerError."""
         try:
             yield
+        except sqlite3.IntegrityError as error:
+            raise codec.bad_record("a row", error) from error  # an answer: the ledger is there
         except raised as error:
             said = _OS_CAUSES.get(error.errno or 0, "") if isinstance(error, OSError) else str(error)
             if "unable to open" in said and self.path.parent.is_dir() and not os.access(self.path.parent, os.W_OK):
                 said = "readonly"
+            if "disk I/O" in said and _is_full(self.path.parent):
+                said = "is full"  # SQLite says so only where it was the database's own file that found no room
             causes = ((code, remedy) for words, code, remedy in _CAUSES if words in said)
             code, remedy = next(causes, _UNREACHABLE)
             raise LedgerError(code, f"{self.path}: {error}", remedy) from error

@@ -13,6 +13,8 @@ from tao_flows.errors import LedgerError
 
 _QUICK_S: Final = 0.1
 """What fails faster than this may be asked again at once."""
+_ANSWERED: Final = frozenset({"LEDGER_BAD_RECORD", "LEDGER_FAILED", "LEDGER_PAUSED"})
+"""The ledger said what is wrong with what it was asked, however long that took."""
 _own: Final = threading.local()
 
 
@@ -64,7 +66,7 @@ class Turns:
         except LedgerError as error:
             # What others write at the moment is worth another try, for as long as there is time for it.
             gave_up = left_s() == 0.0 if error.code == "LEDGER_BUSY" else time.monotonic() - begun_s > _QUICK_S
-            if gave_up and error.code != "LEDGER_PAUSED":
+            if gave_up and error.code not in _ANSWERED:
                 self.asked_again_s = time.monotonic() + pause_s
             raise
         finally:

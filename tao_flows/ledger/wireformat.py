@@ -18,7 +18,7 @@ from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 from tao_flows.errors import LedgerError
 from tao_flows.ledger import codec
 from tao_flows.ledger.base import Ledger, RunRef
-from tao_flows.records import DecisionRecord, HostAccount, Incident, RunRecord, TaskRecord
+from tao_flows.records import DecisionRecord, HostAccount, Incident, ProcessEnvironment, RunRecord, TaskRecord
 
 VERSION: Final = 1
 MAX_RECORD_BYTES: Final = 1 << 20
@@ -27,13 +27,14 @@ BAD_RECORD: Final = "LEDGER_BAD_RECORD"
 _INT_BOUND: Final = 1 << 63
 """Every ledger's whole numbers have 64 bits."""
 
-Record = RunRecord | TaskRecord | DecisionRecord | HostAccount | Incident
+Record = RunRecord | TaskRecord | DecisionRecord | HostAccount | Incident | ProcessEnvironment
 _KINDS: Final[Mapping[str, type[Any]]] = {
     "task": TaskRecord,
     "run": RunRecord,
     "decision": DecisionRecord,
     "account": HostAccount,
     "incident": Incident,
+    "environment": ProcessEnvironment,
 }
 _NAMES: Final = {record: kind for kind, record in _KINDS.items()}
 
@@ -111,6 +112,8 @@ def deliver(ledger: Ledger, entry: Entry) -> None:
         ledger.put_decision(record)
     elif isinstance(record, Incident):
         ledger.put_incident(record)
+    elif isinstance(record, ProcessEnvironment):
+        ledger.put_environment(record)
     elif entry.run is not None:
         ledger.put_account(entry.run, record)
 

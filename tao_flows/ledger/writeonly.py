@@ -15,7 +15,7 @@ from tao_flows.ledger.migrations import Migration, Standing
 from tao_flows.ledger.relational import RelationalLedger
 from tao_flows.ledger.spool import Spool
 from tao_flows.ledger.wireformat import Entry, encode
-from tao_flows.records import DecisionRecord, HostAccount, Incident, RunRecord, TaskRecord
+from tao_flows.records import DecisionRecord, HostAccount, Incident, ProcessEnvironment, RunRecord, TaskRecord
 
 
 class WriteOnlyLedger(RelationalLedger):
@@ -43,6 +43,9 @@ class WriteOnlyLedger(RelationalLedger):
 
     def put_incident(self, incident: Incident) -> None:
         self._put(Entry(incident))
+
+    def put_environment(self, record: ProcessEnvironment) -> None:
+        self._put(Entry(record))
 
     def transaction(self, *, write: bool = True) -> AbstractContextManager[Transaction]:  # noqa: ARG002
         self._refuse()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,6 +16,7 @@ from tao_flows.errors import InputError, LedgerError
 from tao_flows.figures import AGENT_PENDING, METHOD, Account, CpuTime, DomainEnergy, Figure, Measurement, Quality
 from tao_flows.ledger import open_ledger, relational
 from tao_flows.ledger.base import Ledger, RunRef, Settled
+from tao_flows.ledger.late import LateLedger
 from tao_flows.ledger.safe import SafeLedger
 from tao_flows.records import (
     UNSEEN_RUN,
@@ -49,13 +50,15 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/ledger.db"
 
 
-@pytest.fixture(params=["", "safe"])
+@pytest.fixture(params=["", "safe", "late"])
 def open_again(request: pytest.FixtureRequest, url: str) -> Iterator[Opener]:
     """Opens one and the same ledger as often as it is called, as several processes would."""
     opened: list[Ledger] = []
 
     def opener() -> Ledger:
-        inner = open_ledger(url)
+        inner: Ledger = open_ledger(url)
+        if request.param == "late":
+            inner = cast("Ledger", LateLedger("conn:ledger", lambda: open_ledger(url)))
         opened.append(SafeLedger(inner, lambda incident: None) if request.param else inner)
         return opened[-1]
 
@@ -286,6 +289,18 @@ def test_history_is_the_completed_tries_newest_first(ledger: Ledger) -> None:
     )
 
 
+def test_history_can_be_that_of_one_flows_task_alone(ledger: Ledger) -> None:
+    for number, flow in enumerate(("nightly", "hourly")):
+        ledger.put_task(ended(task(number, flow=flow), measured(10 + number, wall_s=1.0)))
+    runs = {flow: ledger.history("train", "home", flow=flow).runs for flow in ("nightly", "hourly", "weekly", "")}
+    assert {flow: [run.energy_uj for run in found] for flow, found in runs.items()} == {
+        "nightly": [10],
+        "hourly": [11],
+        "weekly": [],
+        "": [11, 10],
+    }
+
+
 def test_history_sums_the_segments_of_a_try(ledger: Ledger) -> None:
     for number in range(2):
         segment = replace(SEGMENT, sequence=number)
@@ -481,11 +496,10 @@ def test_a_statement_that_fails_undoes_its_transaction_and_the_ledger_goes_on(le
             for number in numbers:
                 transaction.change(ADD_POOL, pool="a", body="{}", now=number)
 
-    with pytest.raises(LedgerError):
-        add(1, 1)
-    with pytest.raises(LedgerError) as caught:
-        add(2**70)
-    assert caught.value.code == "LEDGER_BAD_RECORD"
+    for numbers in ((1, 1), (2**70,)):
+        with pytest.raises(LedgerError) as caught:
+            add(*numbers)
+        assert caught.value.code == "LEDGER_BAD_RECORD"
     assert in_ledger(ledger, "SELECT * FROM pools") == []
 
 

@@ -357,6 +357,25 @@ def test_who_may_only_read_a_ledger_reads_it_and_is_told_so_on_a_write(open_dire
     assert as_nobody(lambda: ledger.put_task(task(2))) == "LEDGER_READ_ONLY"
 
 
+def test_who_may_only_read_may_begin_a_transaction_that_reads(open_directory: Path) -> None:
+    ledger = SqliteLedger(open_directory / "ledger.db")
+    ledger.put_task(START)
+    ledger.close()
+    ledger.path.chmod(0o444)
+    open_directory.chmod(0o555)
+
+    def read() -> bool:
+        with ledger.transaction(write=False) as transaction:
+            return transaction.execute("SELECT count(*) FROM tasks") == [(1,)]
+
+    def write() -> None:
+        with ledger.transaction() as transaction:
+            transaction.change("DELETE FROM tasks")
+
+    assert as_nobody(read) == "True"
+    assert as_nobody(write) == "LEDGER_READ_ONLY"
+
+
 def test_who_may_only_read_reads_what_a_live_writer_has_not_merged_yet(open_directory: Path) -> None:
     ledger = SqliteLedger(open_directory / "ledger.db")
     ledger.put_task(START)
