@@ -1,0 +1,1 @@
+"""Signed records of runs: bundles, their verification, and the documents in them."""
