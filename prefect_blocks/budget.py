@@ -5,22 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from prefect.blocks.core import Block
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from prefect_blocks.fields import Strict, name_of, quantity
 from tao_flows import budget as core
 
 
-def _quantity(unit: str) -> BeforeValidator:
-    # The UI edits a text field; code may also give a plain number.
-    def as_text(value: Any) -> Any:
-        plain_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return f"{value!r} {unit}" if plain_number else value
-
-    return BeforeValidator(as_text)
-
-
-class EnergyBudget(Block):
+class EnergyBudget(Strict, Block):
     """Joules that tasks may use together in a window. The block's name is the budget's name.
 
     Example:
@@ -41,20 +33,17 @@ class EnergyBudget(Block):
     _block_schema_capabilities = ["tao-energy-budget"]  # noqa: RUF012 - Prefect reads it as a plain list
     _description = "Joules that tasks may use together in a window: a limit, and a ceiling where it is hard."
 
-    # A mistyped field is an error, as in a file.
-    model_config = ConfigDict(extra="forbid")
-
-    limit: Annotated[str, _quantity("J")] | None = Field(
+    limit: Annotated[str, quantity("J")] | None = Field(
         default=None,
         description="Energy that tasks should stay within in a window; empty for a power cap.",
         examples=["40 J", "1.2 kWh"],
     )
-    window: Annotated[str, _quantity("s")] | None = Field(
+    window: Annotated[str, quantity("s")] | None = Field(
         default=None,
         description="A duration, which rolls (one day if empty), or hour, day, week or month, which begin anew.",
         examples=["15m", "1d", "month"],
     )
-    ceiling: Annotated[str, _quantity("J")] | None = Field(
+    ceiling: Annotated[str, quantity("J")] | None = Field(
         default=None,
         description="Energy never exceeded in a window where decisions are enforced (of a power cap, power); "
         "leave empty for none.",
@@ -71,7 +60,7 @@ class EnergyBudget(Block):
         "leave empty for none.",
         examples=["team:search"],
     )
-    power: Annotated[str, _quantity("W")] | None = Field(
+    power: Annotated[str, quantity("W")] | None = Field(
         default=None,
         description="In the place of a limit, a power cap: the mean over a short rolling window (60 s if empty).",
         examples=["500 W"],
@@ -88,9 +77,16 @@ class EnergyBudget(Block):
         Raises:
             ValueError: the block has not been saved or loaded, so it has no name.
         """
-        if not self._block_document_name:
-            raise ValueError('this EnergyBudget has no name yet: save it with .save("NAME"), or load it')
-        return self._parse(self._block_document_name)
+        return self._parse(name_of(self))
+
+    def to_config(self) -> dict[str, Any]:
+        """The settings that it makes: the one budget.
+
+        Raises:
+            ValueError: as ``to_budget``.
+        """
+        budget = self.to_budget()
+        return {"budgets": {budget.name: budget}}
 
     def _parse(self, name: str) -> core.EnergyBudget:
         # A field that is cleared in the UI is an empty text.

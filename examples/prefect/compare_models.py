@@ -157,10 +157,11 @@ def _candidate(name: str, training: PrefectFuture, evaluation: PrefectFuture) ->
 
 def main() -> None:
     """Runs the flow and shows what it cost."""
+    ledger = open_ledger(os.environ["TAO_FLOWS_LEDGER"])
+    ledger.migrate()  # one that an earlier version of the demo has left here
     console.print("Starting a Prefect server for this run, then training.")
     with progress:
         candidates, chosen, undominated = compare_models()
-    ledger = open_ledger(os.environ["TAO_FLOWS_LEDGER"])
     run = ledger.find_runs("latest")[0]
     report = read_report(ledger, run)
     page = OUTPUT / "report.html"

@@ -5,20 +5,23 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
+from tao_flows.options import TaoOptions, split_options, with_changes
+from tao_flows.prefect import suspending
 from tao_flows.prefect._compat import Flow, FlowRunContext, Pause, PrefectFuture, State
 from tao_flows.prefect.flow_run import FlowWindow, flow_windows
-from tao_flows.prefect.options import TaoOptions, split_options, with_changes
 from tao_flows.prefect.publish import tao_report
 from tao_flows.prefect.settings import tao_here
 from tao_flows.records import RunRecord, Who
 from tao_flows.spans import CpuSpan, Stepped, inside_span, stepped_async_generator, stepped_generator
+from tao_flows.units import parse_duration_s
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_SUSPEND_AFTER = "suspend_after"
 _HOOKS = ("on_completion_hooks", "on_failure_hooks", "on_crashed_hooks", "on_cancellation_hooks")
 
 
@@ -27,15 +30,24 @@ class TaoFlow(Flow[P, R]):
 
     tao_options: TaoOptions
     user_fn: Callable[..., Any]
+    suspend_after_s: float | None
 
     def with_options(self, **changes: Any) -> TaoFlow[P, R]:
         """As Prefect's, and with tao-flows' options too."""
+        suspend_after_s = _suspend_after_s(changes, self.suspend_after_s)
         options, rest = with_changes(self.tao_options, changes)
         plain = copy(self)
         plain.fn = self.user_fn
         for hooks in _HOOKS:
             setattr(plain, hooks, [hook for hook in getattr(self, hooks) if hook is not tao_report])
-        return _from_flow(super(TaoFlow, plain).with_options(**rest), options)
+        return _from_flow(super(TaoFlow, plain).with_options(**rest), options, suspend_after_s)
+
+    if not TYPE_CHECKING:  # for a type checker it is Prefect's own, with the user's parameters and result
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            with engine_at_work():  # of a flow that calls this one
+                result = super().__call__(*args, **kwargs)
+            return engine_goes_on(result)
 
 
 @overload
@@ -51,10 +63,18 @@ def tao_flow(fn: Any = None, /, **options: Any) -> Any:
     metered where they are ``tao_task``; ``team``, ``owner``, ``cluster``, ``model_id`` and ``tao_tags`` hold for all
     of them unless they say otherwise.
 
+    Args:
+        fn: the user's function, or an existing Prefect flow.
+        options: those of ``prefect.flow``, and of ``tao_flows.options.make_options``; and ``suspend_after``, a
+            duration: a run of a deployment of which all that it could do waits at least this long is suspended, so
+            that its worker is freed, and is resumed when the first of it starts. What has finished is not run again:
+            a run with a task whose result is not persisted is not suspended.
+
     Raises:
         InputError: an option of ours is malformed, where it is written.
         TypeError: an option that neither Prefect nor tao-flows knows.
     """
+    _suspend_after_s(dict(options), None)
     split_options(options)  # a mistake is told where it is written, also where the function comes later
     return functools.partial(_make, options) if fn is None else _make(options, fn)
 
@@ -62,20 +82,42 @@ def tao_flow(fn: Any = None, /, **options: Any) -> Any:
 def _make(options: dict[str, Any], fn: Any) -> Any:
     if isinstance(fn, TaoFlow):
         return fn.with_options(**options) if options else fn
-    ours, rest = split_options(options)
+    rest = dict(options)
+    suspend_after_s = _suspend_after_s(rest, None)
+    ours, rest = split_options(rest)
     if isinstance(fn, Flow):
-        return _from_flow(fn.with_options(**rest) if rest else fn, ours)
-    return _from_flow(Flow(fn, **rest), ours)
+        return _from_flow(fn.with_options(**rest) if rest else fn, ours, suspend_after_s)
+    return _from_flow(Flow(fn, **rest), ours, suspend_after_s)
 
 
-def _from_flow(flow: Flow[P, R], options: TaoOptions) -> TaoFlow[P, R]:
+def _suspend_after_s(options: dict[str, Any], otherwise: float | None) -> float | None:
+    """Takes the option out of ``options``; ``otherwise`` where it is not there.
+
+    Raises:
+        InputError: it is no duration.
+    """
+    if _SUSPEND_AFTER not in options:
+        return otherwise
+    value = options.pop(_SUSPEND_AFTER)
+    return None if value is None else parse_duration_s(value, what=_SUSPEND_AFTER)
+
+
+def _from_flow(flow: Flow[P, R], options: TaoOptions, suspend_after_s: float | None = None) -> TaoFlow[P, R]:
     tao = TaoFlow.__new__(TaoFlow)
     tao.__dict__.update(flow.__dict__)
-    tao.user_fn, tao.tao_options = flow.fn, options
+    tao.user_fn, tao.tao_options, tao.suspend_after_s = flow.fn, options, suspend_after_s
     tao.fn = _shell(flow.fn, options)
     for hooks in _HOOKS:
         setattr(tao, hooks, [*getattr(flow, hooks), tao_report])
     return tao
+
+
+def observed_flow(flow: Any) -> Any:
+    """Has a flow that is nobody else's, and not a ``tao_flow``, end with its account."""
+    flow.user_fn, flow.fn = flow.fn, _shell(flow.fn, TaoOptions())
+    for hooks in _HOOKS:
+        setattr(flow, hooks, [*getattr(flow, hooks), tao_report])
+    return flow
 
 
 def _shell(fn: Callable[..., Any], options: TaoOptions) -> Callable[..., Any]:
@@ -119,13 +161,31 @@ def _body(user_fn: Any, options: TaoOptions) -> Iterator[CpuSpan]:
     """The window of the flow run that is here, and the span of its body; nothing of ours is raised."""
     window = _begin(user_fn, options)
     try:
-        yield CpuSpan() if window is None else window.body
+        with nullcontext() if window is None else _leaving_if_suspended():
+            yield CpuSpan() if window is None else window.body
     except Exception:
         raise  # a hook or another attempt follows, in this process
     except BaseException as signal:
         if window is not None:
             _taken_away(window, signal)
         raise
+
+
+@contextmanager
+def _leaving_if_suspended() -> Iterator[None]:
+    """Around the flow's code: once that has stopped, a run that was suspended meanwhile is left, whatever came of it.
+
+    Raises:
+        Pause: it was suspended.
+    """
+    try:
+        yield
+    finally:
+        context = FlowRunContext.get()
+        run = None if context is None or context.flow_run is None else suspending.end(str(context.flow_run.id))
+        if run is not None and run.is_suspended:
+            run.hand_over()
+            run.leave()
 
 
 def _begin(user_fn: Any, options: TaoOptions) -> FlowWindow | None:
@@ -148,6 +208,7 @@ def _begin(user_fn: Any, options: TaoOptions) -> FlowWindow | None:
             who=tao.config.who.overlay(Who.of_tags(flow_run.tags)).overlay(options.who),
             name=flow_run.name,
         )
+        suspending.begin(tao, flow_run, getattr(context.flow, "suspend_after_s", None))
         return flow_windows.begin(tao, run, flow_run.run_count)
     except Exception as ours:  # noqa: BLE001 - without us the user's flow must still run
         tao.incidents.note_error("starting to meter a flow", ours, run_id=str(flow_run.id))

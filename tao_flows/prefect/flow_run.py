@@ -18,6 +18,7 @@ from tao_flows.figures import CpuTime, Figure
 from tao_flows.ledger.base import RunRef
 from tao_flows.meter import TaskUse, Window
 from tao_flows.prefect._compat import FlowRunContext
+from tao_flows.prefect.batch_report import BatchItems
 from tao_flows.prefect.engine_cpu import EngineCpu
 from tao_flows.prefect.settings import tao_here
 from tao_flows.prefect.settle import REPORT_S
@@ -41,6 +42,7 @@ class RunMemory:
     accounts: dict[str, HostAccount] = field(default_factory=dict)
     """By window: an account that is written again takes its own place."""
     window: FlowWindow | None = None
+    batches: list[BatchItems] = field(default_factory=list)
 
     @property
     def ref(self) -> RunRef:
@@ -249,17 +251,20 @@ def energy_of(future: Any) -> Figure:
     Where a node agent tells its figures late, this waits for them: about a second after the task's end.
 
     Args:
-        future: what ``submit`` gave, or a task-run id.
+        future: what ``submit`` or ``map`` gave, or a task-run id.
     """
     context = FlowRunContext.get()
     memory = None
     if context is not None and context.flow_run is not None:
         memory = flow_windows.find(str(context.flow_run.id))
     tao = tao_here()
-    instance = str(getattr(future, "task_run_id", future))
     if memory is None or tao is None:
         return Figure.unknown("NOT_METERED")
+    instance = str(getattr(future, "ran_by", None) or getattr(future, "task_run_id", future))
     tries = settled_tasks(tao, memory, lambda record: record.key.instance == instance)
+    if hasattr(future, "energy_in"):  # an item of a batch
+        figure: Figure = future.energy_in(tries)
+        return figure
     return Figure.total(
         record.measurement.energy if record.measurement else Figure.unknown(record.task_label) for record in tries
     )

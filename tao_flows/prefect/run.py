@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from tao_flows.codeclock import CodeClock
 from tao_flows.config import TaoConfig
-from tao_flows.figures import Measurement
+from tao_flows.figures import CpuTime, Measurement
+from tao_flows.logline import log_line
+from tao_flows.measurement import unmeasured
 from tao_flows.meter import Ended, TaskUse, Window
+from tao_flows.parent import REMOTE_WORK
 from tao_flows.prefect._compat import (
     TaskRunContext,
     TerminationSignal,
@@ -34,13 +37,13 @@ from tao_flows.records import DecisionRecord, TaskRecord, TaskState
 from tao_flows.runtime import Tao
 from tao_flows.spans import CpuSpan
 from tao_flows.telemetry.procfs import own_resident_bytes
-from tao_flows.units import format_duration, format_energy_interval, format_power
+from tao_flows.units import s_from_ns
 
 if TYPE_CHECKING:
     _Logger = logging.Logger | logging.LoggerAdapter[Any]
 
-_this_try: ContextVar[str] = ContextVar("tao_flows_try", default="")
-"""The task run being metered here, so that a task that calls its own ``.fn()`` is not metered twice."""
+_this_try: ContextVar[Try | None] = ContextVar("tao_flows_try", default=None)
+"""The try being metered here, so that a task that calls its own ``.fn()`` is not metered twice."""
 
 
 @dataclass
@@ -53,12 +56,15 @@ class Try:
     window: Window
     clock: CodeClock
     resident_before: int | None
-    token: Any
     alone: bool
+    token: Any = None
+    is_remote: bool = False
+    """Its work runs elsewhere: what this process does for it is dispatch."""
 
-    def end(self, error: BaseException | None) -> None:
+    def end(self, error: BaseException | None, size: Callable[[], float] | None = None) -> None:
         """Records what the try cost. Never raises."""
         try:
+            self.record = self.record if size is None else replace(self.record, size=size())
             self._end(error)
         except Exception as ours:  # noqa: BLE001 - the user's result must stand
             self.tao.incidents.note_error("recording a task", ours, run_id=self.record.key.run_id)
@@ -71,14 +77,17 @@ class Try:
             pass
         meter = self.tao.meter
         cpu = self.clock.stop(alone=meter.was_alone(self.window))
-        ended = meter.stop(self.window, cpu_s=cpu.cpu_s)
+        ended = meter.stop(self.window, cpu_s=None if self.is_remote else cpu.cpu_s)
         use = TaskUse(cpu, resident_bytes=self._resident())
         state = TaskState.COMPLETED
         # A generator whose consumer has had enough has completed.
         if error is not None and not isinstance(error, GeneratorExit):
             cancelled = isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, TerminationSignal))
-            state = TaskState.CANCELLED if cancelled else TaskState.FAILED
-        measured = meter.work_out(self.window, ended, use, wait=False)
+            state = TaskState.CANCELLED if cancelled and not self._timed_out() else TaskState.FAILED
+        if self.is_remote:
+            measured = _elsewhere(self.window, ended, cpu)
+        else:
+            measured = meter.work_out(self.window, ended, use, wait=False)
         record = replace(self.record, state=state, ended_wall_ns=self.tao.clock.wall_ns(), measurement=measured)
         self._write(record)
         logger = get_run_logger()
@@ -86,6 +95,15 @@ class Try:
             settle_later(partial(self._complete, record, ended, use, logger))
         else:
             _log_line(logger, self.tao.config, measured, self.decision)
+
+    def _timed_out(self) -> bool:
+        """Whether the engine's own time limit, which it cancels a coroutine by, is over: only of what is observed."""
+        context = TaskRunContext.get()
+        limit_s = None if context is None else context.task.timeout_seconds
+        if context is None or limit_s is None or context.task_run.state is None:
+            return False
+        # The limit began after the state did, and before the try.
+        return s_from_ns(self.tao.clock.wall_ns()) - context.task_run.state.timestamp.timestamp() >= limit_s
 
     def _complete(self, record: TaskRecord, ended: Ended, use: TaskUse, logger: _Logger) -> None:
         """Records what the try cost once more, when a node agent has told. Never raises."""
@@ -98,7 +116,7 @@ class Try:
 
     def _write(self, record: TaskRecord) -> None:
         self.tao.ledger.put_task(record)
-        self.tao.profiles.settled(record.key.task, record.pool)
+        self.tao.profiles.settled(record.key.task, record.pool, flow=record.key.task_flow)
         self.tao.admission.ended(record.key)
         flow_windows.task_seen(self.tao, record, alone=self.alone)
 
@@ -110,21 +128,28 @@ class Try:
         return (self.resident_before + after) // 2 // (1 + self.window.companions)
 
 
+def try_here() -> Try | None:
+    """The try that is being metered here."""
+    return _this_try.get()
+
+
 def own_context(user_fn: Any) -> TaskRunContext | None:
     """The context of the task run that called ``user_fn``; None for a bare call, which is left alone."""
     context = TaskRunContext.get()
     if context is None or getattr(context.task, "user_fn", None) is not user_fn:
         return None
-    return None if _this_try.get() == str(context.task_run.id) else context
+    here = _this_try.get()
+    return None if here is not None and here.record.key.instance == str(context.task_run.id) else context
 
 
 @contextmanager
-def metered(admitted: Admitted | None, *, stepped: bool) -> Iterator[CpuSpan]:
+def metered(admitted: Admitted | None, *, stepped: bool, size: Callable[[], float] | None = None) -> Iterator[CpuSpan]:
     """Meters what runs inside; yields the span to time the user's code with.
 
     Args:
         admitted: the try; None where nothing is to be metered.
         stepped: True for code that gives its thread away between steps.
+        size: tells at the end how much there was to do, where that is not known before.
     """
     begun = None if admitted is None else _try_to_begin(admitted, stepped=stepped)
     if begun is None:
@@ -133,9 +158,9 @@ def metered(admitted: Admitted | None, *, stepped: bool) -> Iterator[CpuSpan]:
     try:
         yield begun.clock.span
     except BaseException as error:
-        begun.end(error)
+        begun.end(error, size)
         raise
-    begun.end(None)
+    begun.end(None, size)
 
 
 @contextmanager
@@ -181,25 +206,24 @@ def _begin(admitted: Admitted, *, stepped: bool) -> Try:
     flow_windows.task_seen(tao, record, alone=admitted.alone)
     tao.ledger.put_task(record)
     resident = own_resident_bytes() if tao.meter.model else None
-    token = _this_try.set(record.key.instance)
     if not stepped:
         have_starter()
     window = tao.meter.begin(record.task_label, party="steps" if stepped else "thread")
     # The meter may have started a thread of its own, which is not the task's.
     clock = CodeClock(stepped=stepped, alone=window.companions == 0)
-    return Try(tao, record, admitted.verdict.decision, window, clock, resident, token, alone=admitted.alone)
+    begun = Try(tao, record, admitted.verdict.decision, window, clock, resident, alone=admitted.alone)
+    begun.token = _this_try.set(begun)
+    return begun
+
+
+def _elsewhere(window: Window, ended: Ended, cpu: CpuTime) -> Measurement:
+    """What is known here of a try whose work runs elsewhere."""
+    wall_s = s_from_ns(ended.at_ns - window.at_ns)
+    nothing = unmeasured(window.label, window.wall_ns, wall_s, REMOTE_WORK)
+    # Its children are dispatch as well, where the clock would have told them from the engine's.
+    return replace(nothing, cpu=CpuTime(None, nothing.cpu.source, cpu.covers_children))
 
 
 def _log_line(logger: _Logger, config: TaoConfig, measured: Measurement, decision: DecisionRecord | None) -> None:
-    energy = measured.energy
-    text = "energy unknown"
-    if energy.value_j is not None:
-        interval = format_energy_interval(energy.value_j, energy.low_j, energy.high_j)
-        text = f"energy {interval} {energy.quality}, {format_power(measured.power_w)}"
-    text += f", CPU {format_duration(measured.cpu_s)}"
-    if decision is not None:
-        text += f"; decision {decision.action}"
-        if decision.mode == "advise" and decision.action != "run":
-            text += f" (advised): {decision.reason}"
     level = logging.getLevelName(config.log_level)
-    logger.log(level, "tao-flows: %s", text)
+    logger.log(level, "tao-flows: %s", log_line(measured, decision))

@@ -48,24 +48,35 @@ from tao_flows.ledger.base import Ledger  # noqa: E402
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """The API's address."""
-    log = Path(HOME, "server.log").open("wb")
+    process = begun_server()
+    yield API_URL
+    ended_server(process)
+
+
+def begun_server() -> subprocess.Popen[bytes]:
+    """A Prefect server that answers."""
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(PORT)]
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    with Path(HOME, "server.log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     try:
         _wait_until_healthy(process)
-        yield API_URL
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        log.close()
+    except BaseException:
+        ended_server(process)
+        raise
+    return process
+
+
+def ended_server(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes]) -> None:
-    for _ in range(240):
+    for _ in range(480):
         assert process.poll() is None, Path(HOME, "server.log").read_text()
         try:
             with urllib.request.urlopen(f"{API_URL}/health", timeout=2):

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import State, TaskRun
 from support import ref
 
 from tao_flows.ledger.base import Ledger
@@ -79,7 +85,7 @@ def command(env: dict[str, str], *arguments: str) -> Any:
     return json.loads(run.stdout)
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 120.0) -> None:
     give_up_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < give_up_s, what
@@ -136,3 +142,58 @@ def test_the_kill_switch_lets_go_of_all_that_waits(
     assert process.wait(60) == 0
     assert "result [0, 1, 2, 3, 4, 5]" in (tmp_path / "out-0").read_text()
     assert list(waiting.open()) == []
+
+
+def task_runs(run_id: str) -> list[TaskRun]:
+    with get_client(sync_client=True) as client:
+        return client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])))
+
+
+def states_of(task_run: TaskRun) -> list[tuple[str, datetime]]:
+    """Names and moments, in order of time."""
+    with get_client(sync_client=True) as client:
+        answer = client.request("GET", "/task_run_states/", params={"task_run_id": str(task_run.id)})
+    states = [(str(state.name), state.timestamp) for state in map(State.model_validate, answer.json())]
+    return sorted(states, key=lambda state: state[1])
+
+
+def held(limit: str) -> int:
+    with get_client(sync_client=True) as client:
+        return client.read_global_concurrency_limit_by_name(limit).active_slots
+
+
+def test_a_task_that_waits_is_shown_as_deferred_and_leaves_its_slot_to_others(
+    start: Start, env: dict[str, str], tmp_path: Path, waiting: DeferralStore
+) -> None:
+    with get_client(sync_client=True) as client:
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="tag:scarce", limit=1))
+    try:
+        process = start("scarce")
+        wait_until(lambda: len(waiting.open()) == 4, "all four wait, of whom one may run at a time")
+        run_id = waiting.open()[0].key.run_id
+        wait_until(lambda: [each.state_name for each in task_runs(run_id)] == ["Deferred"] * 4, "four are deferred")
+        said = {str(each.state and each.state.message).partition("; starts at")[0] for each in task_runs(run_id)}
+        assert said == {each.reason for each in waiting.open()}
+        wait_until(lambda: held("tag:scarce") == 0, "no slot is held by who waits")
+        began_s = time.monotonic()
+        wait_until(lambda: time.monotonic() - began_s > 2, "they wait for longer than they run")
+        command(env, "release", run_id)
+        assert process.wait(120) == 0
+        wait_until(lambda: held("tag:scarce") == 0, "every slot is given back")
+    finally:
+        with get_client(sync_client=True) as client:
+            client.delete_global_concurrency_limit_by_name("tag:scarce")
+    out = (tmp_path / "out-0").read_text()
+    assert "result [0, 1, 2, 3]" in out
+    assert "Traceback" not in out
+    spans = [tuple(map(float, re.findall(rf"tagged {number} (?:at|to) (.*)", out))) for number in range(4)]
+    in_order = sorted(spans)
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(in_order)), "one at a time"
+    wait_until(lambda: all(each.state_name == "Completed" for each in task_runs(run_id)), "all have completed")
+    for each in task_runs(run_id):
+        names, moments = zip(*states_of(each), strict=True)
+        assert names == ("Pending", "Running", "Deferred", "Running", "Completed")
+        assert each.run_count == 1
+        _, began, deferred, ran, ended = moments
+        run_time = (deferred - began) + (ended - ran)
+        assert abs(each.total_run_time - run_time) < timedelta(seconds=0.1), "the wait is no run time"

@@ -201,7 +201,9 @@ def test_a_subflow_is_a_run_of_its_own_and_not_its_parents_overhead(ledger: Ledg
     parent()
     accounts = {run.flow: ledger.accounts(ref(run))[0] for run in ledger.runs()}
     assert set(accounts) == {"parent", "child"}
-    assert (accounts["parent"].overhead_cpu_s or 0) < 1.5, "the child's work is not the parent's overhead"
+    # What a server of Prefect's uses meanwhile is in both.
+    overheads_s = {flow: account.overhead_cpu_s or 0 for flow, account in accounts.items()}
+    assert overheads_s["parent"] - overheads_s["child"] < 1.5, "the child's work is not the parent's overhead"
 
 
 def test_an_existing_flow_is_taken_over_and_keeps_its_hooks(ledger: Ledger) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nightly import nightly, release_when_waiting, settings
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
@@ -18,7 +19,8 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.context import get_run_context
 from support import burn, only_run
 
-from tao_flows import tao_flow, tao_task
+from prefect_blocks import CarbonSignal, EnergyBudget, LedgerUrl, TaoController, WorkerPoolProfile
+from tao_flows import runtime, tao_flow, tao_task
 from tao_flows.ledger.base import Ledger
 from tao_flows.report.model import read_report
 from tao_flows.report.text import energy_text
@@ -80,6 +82,13 @@ class Viewer:
     def artifact(self, artifact_id: str) -> None:
         """Opens an artifact's own page."""
         self.page.goto(f"{self.address}{ROOTS[self.ui]}/artifacts/artifact/{artifact_id}")
+
+    def shot(self, name: str, elsewhere: Path) -> None:
+        """A picture of the page, where pictures are asked for."""
+        folder = Path(SCREENSHOTS or elsewhere)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.page.wait_for_timeout(500)  # what is still being drawn
+        self.page.screenshot(path=folder / f"{self.ui}-{name}.png", full_page=True)
 
     def text(self) -> str:
         return str(self.page.locator("body").inner_text()).replace("\u00a0", " ")
@@ -156,8 +165,6 @@ def test_the_artifacts_of_a_run_show_its_joules_and_its_chart_and_break_nothing(
 
         seen.artifact(ours["tao-energy-look-at-me"])
         seen.page.get_by_role("heading", name="Energy of look at me").wait_for()
-        text = seen.text()
-        assert f"{energy_text(report.energy)}, estimated" in text
         assert len(report.tasks) == 6
         for row in report.tasks:
             shown = seen.page.locator("tr", has_text=row.title).inner_text().replace("\u00a0", " ")
@@ -165,6 +172,8 @@ def test_the_artifacts_of_a_run_show_its_joules_and_its_chart_and_break_nothing(
             assert "estimated" in shown
         for line in ("tasks", "overhead", "idle", "unattributed"):
             assert seen.page.locator("tr", has_text=line).count() >= 1
+        text = seen.text()  # V2 draws the page from the top: now all of it is there
+        assert f"{energy_text(report.energy)}, estimated" in text
         assert format_energy(report.flow_body.energy.value_j if report.flow_body else None) in text
         charts = seen.page.locator("img[src^='data:image/svg']")
         assert charts.count() == 2
@@ -180,3 +189,58 @@ def test_the_artifacts_of_a_run_show_its_joules_and_its_chart_and_break_nothing(
         seen.page.locator("td", has_text="train model 3").first.wait_for()
         assert "estimated" in seen.text()
         assert seen.problems <= known
+
+
+@pytest.mark.parametrize("ui", list(ROOTS))
+def test_the_page_of_a_run_that_waited_shows_when_it_ran_what_else_was_weighed_and_its_budget(
+    server: str, ledger: Ledger, tmp_path: Path, ui: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in settings(tmp_path, "0.5 kWh").items():
+        monkeypatch.setenv(name, value)
+    runtime.forget()
+    releasing = release_when_waiting(ledger)
+    assert nightly() == 6
+    releasing.join()
+    ours = ids_of(only_run(ledger).run_id)
+    with viewer(server, ui) as seen:
+        seen.artifact(ours["tao-energy-nightly"])
+        seen.page.get_by_role("heading", name="When it ran").wait_for()
+        charts = seen.page.locator("img[src^='data:image/svg']")
+        assert charts.count() == 3, "energy, account and the time line"
+        for chart in charts.all():
+            chart.scroll_into_view_if_needed()
+            assert chart.evaluate("image => image.complete && image.naturalWidth") > 0
+        seen.page.get_by_role("heading", name="What was weighed").scroll_into_view_if_needed()
+        assert seen.page.locator("tr", has_text="chosen").count() == 1
+        assert seen.page.locator("tr", has_text="behind").count() >= 1
+        assert seen.page.locator("tr", has_text="night").count() >= 1
+        wide = seen.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert wide <= 0, "nothing runs off the side of the page"
+        seen.shot("decisions", tmp_path)
+
+
+@pytest.mark.parametrize("ui", list(ROOTS))
+def test_the_pages_of_blocks_show_their_fields_and_no_secret(server: str, tmp_path: Path, ui: str) -> None:
+    secret = "tell-nobody"
+    ledger = LedgerUrl(url="postgresql://tao@db.example/tao", password=secret)
+    ledger.save("records", overwrite=True)
+    EnergyBudget(limit="20 kWh", window="day", scope="team:search").save("search", overwrite=True)
+    WorkerPoolProfile(pool_id="north", zone="DE", pue=1.2, capabilities=["gpu"]).save("north-pool", overwrite=True)
+    signal = CarbonSignal(zone="DE", provider="electricitymaps", key=secret)
+    signal_id = signal.save("germany", overwrite=True)
+    controller = TaoController(
+        mode="enforce", ledger=ledger, pools=["north-pool"], carbon=["germany"], budgets=["search"]
+    )
+    controller_id = controller.save("production", overwrite=True)
+    with viewer(server, ui) as seen:
+        seen.page.goto(f"{seen.address}{ROOTS[ui]}/blocks")
+        seen.page.get_by_text("germany", exact=True).first.wait_for()
+        seen.shot("blocks", tmp_path)
+        for block_id, shown in ((controller_id, "north-pool"), (signal_id, "electricitymaps")):
+            seen.page.goto(f"{seen.address}{ROOTS[ui]}/blocks/block/{block_id}")
+            seen.page.get_by_text(shown).first.wait_for()
+            assert secret not in seen.page.content()
+            seen.shot(f"block-{shown}", tmp_path)
+        seen.page.goto(f"{seen.address}{ROOTS[ui]}/blocks/catalog/tao-carbon-signal/create")
+        seen.page.get_by_text("Provider", exact=False).first.wait_for()
+        seen.shot("block-form", tmp_path)
