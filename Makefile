@@ -1,12 +1,12 @@
 # Every target does its own set-up: it needs Python >= 3.10, make and a package index, nothing else.
 PYTHON ?= python3
-ENGINES := core prefect airflow bench
+ENGINES := core prefect prefect-oldest airflow airflow-oldest bench
 UV := .venv/boot/bin/uv
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint test-core test-prefect test-airflow bench lock clean
+.PHONY: help demo airflow test lint test-core test-prefect test-prefect-oldest test-airflow test-airflow-oldest bench lock clean
 
 # The engines report usage to their makers unless told not to; a test run is nobody's usage.
 export DO_NOT_TRACK := 1
@@ -18,12 +18,15 @@ export UV_PYTHON_DOWNLOADS := never
 unexport VIRTUAL_ENV
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
 
 demo: .venv/prefect/.stamp  ## a real Prefect flow, metered: trains a few models and shows what each cost
 	.venv/prefect/bin/python examples/prefect/compare_models.py
 
-test: lint test-core test-prefect test-airflow  ## lint, types and the tests of all three environments
+airflow: .venv/airflow/.stamp  ## a whole Airflow on this machine, with three example DAGs, metered
+	.venv/airflow/bin/python examples/airflow/cluster.py
+
+test: lint test-core test-prefect test-airflow test-airflow-oldest  ## lint, types and the tests of every environment
 
 lint: .venv/core/.stamp .venv/prefect/.stamp  ## ruff and mypy
 	.venv/core/bin/ruff check .
@@ -31,23 +34,35 @@ lint: .venv/core/.stamp .venv/prefect/.stamp  ## ruff and mypy
 	.venv/core/bin/mypy --exclude '^tao_flows/prefect/'
 	.venv/prefect/bin/mypy tao_flows/prefect prefect_blocks
 
+# --numprocesses: side by side, as many as there are cores. Those that measure the machine, or use all of it, are alone.
 test-core: .venv/core/.stamp  ## tests that need no engine
 	.venv/core/bin/python -m pytest -m 'not alone' --numprocesses auto
 	.venv/core/bin/python -m pytest -m alone
 
 test-prefect: .venv/prefect/.stamp  ## tests against a real Prefect server
-	.venv/prefect/bin/python -m pytest tests/prefect_engine tests/typing
+	.venv/prefect/bin/python -m pytest --numprocesses auto tests/prefect_engine tests/typing
+
+test-prefect-oldest: .venv/prefect-oldest/.stamp  ## those that need no browser, on the oldest Prefect that is supported
+	.venv/prefect-oldest/bin/python -m pytest -m 'not chromium' --numprocesses auto tests/prefect_engine
 
 test-airflow: .venv/airflow/.stamp  ## tests against a real Airflow
-	.venv/airflow/bin/python -m pytest tests/airflow_engine
+	.venv/airflow/bin/python -m pytest -m 'not cluster' --numprocesses auto tests/airflow_engine
+	.venv/airflow/bin/python -m pytest -m cluster tests/airflow_engine
+
+test-airflow-oldest: .venv/airflow-oldest/.stamp  ## those that need no cluster, on the oldest Airflow that is supported
+	@if .venv/airflow-oldest/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then \
+		.venv/airflow-oldest/bin/python -m pytest -m 'not cluster and not chromium' --numprocesses auto tests/airflow_engine; \
+	else echo 'passed over: Airflow 3.0 does not run on Python 3.13'; fi
 
 bench: .venv/bench/.stamp  ## every benchmark, beside its peers
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; .venv/bench/bin/python "$$script"; done
 
 lock: $(UV)  ## pin every environment anew in constraints/
-	$(call compile,core,agent ingest nvml postgres pyrapl reports simulate)
-	$(call compile,prefect,prefect nvml)
-	$(call compile,airflow,airflow)
+	$(call compile,core,agent governance ingest nvml postgres pyrapl reports simulate)
+	$(call compile,prefect,governance prefect nvml)
+	$(call compile,prefect-oldest,governance prefect)
+	$(call compile,airflow,airflow governance postgres)
+	$(call compile,airflow-oldest,governance)
 	$(call compile,bench,nvml postgres pyrapl simulate)
 
 clean:  ## remove the environments and everything built

@@ -218,3 +218,40 @@ def run_account(host: Account, tasks_uj: int) -> Account:
         overhead_uj=overhead_uj,
         unattributed_uj=active_uj - known_uj - (overhead_uj or 0),
     )
+
+
+def part_of_host(
+    host: Account,
+    *,
+    tasks_uj: int | None,
+    overhead_uj: int | None,
+    idle_uj: int | None = None,
+    allocated_idle_uj: int | None = None,
+    unattributed_uj: int | None = None,
+) -> Account:
+    """The account of a part of a host that others share, which knows these lines and nothing of the rest.
+
+    Its counter, or its estimate, is then what of the host's these lines are, so that the accounts of a host's parts add
+    up. Where a host has both, they are parts of each in proportion.
+    """
+    lines = (tasks_uj, overhead_uj, idle_uj, allocated_idle_uj, unattributed_uj)
+    known_uj = _known_sum([uj for uj in lines if uj is not None])
+    counter_uj, estimate_uj = (None, known_uj) if host.quality is Quality.ESTIMATED else (known_uj, None)
+    if known_uj is not None and host.counter_uj and host.estimate_uj:
+        counter_uj, estimate_uj = apportion(known_uj, (host.counter_uj, host.estimate_uj))
+    return Account(
+        counter_uj,
+        estimate_uj,
+        tasks_uj,
+        overhead_uj,
+        idle_uj,
+        unattributed_uj,
+        quality=host.quality,
+        unknown_parts=host.unknown_parts,
+        allocated_idle_uj=allocated_idle_uj,
+    )
+
+
+def even_part(whole_uj: int | None, sharers: int, position: int) -> int | None:
+    """One of ``sharers`` even parts, numbered from 0: together they are the whole, to the microjoule."""
+    return None if whole_uj is None else whole_uj * (position + 1) // sharers - whole_uj * position // sharers

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import threading
 import time
+from resource import RUSAGE_CHILDREN, getrusage
+from typing import Final
 
 from tao_flows.errors import SourceError
 from tao_flows.figures import CpuTime
 from tao_flows.spans import CpuSpan
 from tao_flows.telemetry.perf import TaskClock
 from tao_flows.telemetry.threads import native_threads
+
+PROCESS_CLOCK: Final = "process-clock+wait4"
+"""The source of ``process_cpu_s``."""
+
+
+def process_cpu_s() -> float:
+    """CPU seconds of this process and of the children it waited for."""
+    children = getrusage(RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 class CodeClock:
@@ -26,15 +37,24 @@ class CodeClock:
     Args:
         stepped: True for coroutines and generators.
         alone: True when no other code of this process is being timed.
+        has_process: True when the process is there for this code: where perf is refused, all that it uses meanwhile
+            counts, and the children it waits for.
     """
 
-    def __init__(self, *, stepped: bool, alone: bool = False) -> None:
-        self._alone = alone
-        self._natives_s = native_threads() if alone else {}
+    def __init__(self, *, stepped: bool, alone: bool = False, has_process: bool = False) -> None:
         self._perf = None if stepped else task_clock()
-        self._source = "thread-clock-steps" if stepped else "thread-clock" if self._perf is None else "perf"
+        self._has_process = has_process and self._perf is None
+        self._alone = alone and not self._has_process
+        self._natives_s = native_threads() if self._alone else {}
         self._failed = False
-        self.span = CpuSpan(time.thread_time if self._perf is None else self._perf_s)
+        clock = time.thread_time
+        if self._perf is not None:
+            self._source, clock = "perf", self._perf_s
+        elif self._has_process:
+            self._source, clock = PROCESS_CLOCK, process_cpu_s
+        else:
+            self._source = "thread-clock-steps" if stepped else "thread-clock"
+        self.span = CpuSpan(clock)
 
     def _perf_s(self) -> float:
         cpu_s = None if self._perf is None else self._perf.cpu_s()
@@ -47,7 +67,7 @@ class CodeClock:
         Args:
             alone: True when no other code of this process was timed at any time meanwhile.
         """
-        covers_children = self._perf is not None
+        covers_children = self._perf is not None or self._has_process
         pool_s = self._pool_s() if alone and self._alone else 0.0
         if self._perf is not None:
             self._perf.close()

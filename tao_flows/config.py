@@ -13,22 +13,31 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from tao_flows.budget import EnergyBudget
 from tao_flows.errors import ConfigError, InputError
+from tao_flows.partners import PartnerSpec, org_name, parse_partners
 from tao_flows.records import Who
 from tao_flows.rules import Mode, Rules
 from tao_flows.signals.spec import SignalSpec, parse_signals
-from tao_flows.tomlfile import did_you_mean, nearest_word, read_toml
+from tao_flows.tomlfile import CONNECTION, did_you_mean, nearest_word, read_toml
+
+if TYPE_CHECKING:
+    from tao_flows.pools import WorkerPool
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
-ReportArtifacts = Literal["always", "failures", "never"]
+REPORTS: Final = ("always", "failures", "never")
+"""After which runs there is a report; or ``1/N``."""
 
 ENV_PREFIX: Final = "TAO_FLOWS_"
 CONFIG_FILE_ENV: Final = "TAO_FLOWS_CONFIG"
 ENVIRONMENT: Final = "environment"
 LOCAL_CONFIG_FILE: Final = "tao-flows.toml"
+RETENTION: Final = r"([1-9][0-9]{0,4})(d|w|mo|y)"
+"""A period by the calendar: days, weeks, months, years."""
+RESULTS: Final = "results"
+"""The setting ``bundle_storage`` for where Prefect keeps results."""
 AGENT_OFF: Final = "off"
 """The setting for asking no node agent."""
 
@@ -60,6 +69,8 @@ def _agent(value: object, base: Path) -> str:
 
 
 def _ledger(value: object, base: Path) -> str:
+    if isinstance(value, str) and value.startswith(CONNECTION):
+        return value.strip()
     if isinstance(value, str) and value.startswith("sqlite:"):
         value = value.partition(":///")[2]
     elif isinstance(value, str) and "://" in value:
@@ -79,10 +90,53 @@ def _choice(choices: object) -> Callable[[object, Path], str]:
     return parse
 
 
+def _reports(value: object, _base: Path) -> str:
+    text = value.strip().lower() if isinstance(value, str) else ""
+    if text in REPORTS or re.fullmatch(r"1/[1-9][0-9]{0,8}", text):
+        return text
+    remedy = f"give {', '.join(REPORTS)}, or 1/N for one good run in N and every other"
+    raise InputError("BAD_SETTING", f"{value!r} is not one of {', '.join(REPORTS)}, 1/N", remedy)
+
+
+def _pools(value: object, base: Path) -> Path | tuple[WorkerPool, ...]:
+    # Code, such as a Block, hands them over as they are; what a person writes is a file's path.
+    return value if isinstance(value, tuple) else _path(value, base)
+
+
 def _budgets(value: object, _base: Path) -> dict[str, EnergyBudget]:
     if not isinstance(value, Mapping):
         raise InputError("BAD_SETTING", f"{value!r} is not a table", 'write [budgets.NAME] with limit = "1 kWh"')
     return {str(name): EnergyBudget.from_table(str(name), entry) for name, entry in value.items()}
+
+
+def _org(value: object, _base: Path) -> str:
+    return org_name(value)
+
+
+def _storage(value: object, base: Path) -> str:
+    text = _text(value, base).strip()
+    return text if not text or text == RESULTS or "://" in text or "::" in text else str(_path(text, base))
+
+
+def _retention(value: object, base: Path) -> str:
+    text = _text(value, base).strip().lower()
+    if text and not re.fullmatch(RETENTION, text):
+        remedy = "give a number of days, weeks, months or years, such as 10y or 6mo"
+        raise InputError("BAD_SETTING", f"{value!r} is no period", remedy)
+    return text
+
+
+def period_days(text: str) -> int:
+    """A period in days, a month taken as 31 and a year as 366: what is kept is never kept for less.
+
+    Raises:
+        InputError: BAD_SETTING, it is none.
+    """
+    found = re.fullmatch(RETENTION, _retention(text, Path()))
+    return int(found[1]) * _DAYS_OF[found[2]] if found else 0
+
+
+_DAYS_OF: Final = {"d": 1, "w": 7, "mo": 31, "y": 366}
 
 
 def _rules(value: object, _base: Path) -> Rules:
@@ -118,8 +172,9 @@ def _user_directory(env: Mapping[str, str], variable: str, below_home: str) -> P
     return base / "tao-flows"
 
 
-def _about(parse: Callable[[object, Path], object], doc: str) -> Mapping[str, object]:
-    return {"parse": parse, "doc": doc}
+def _about(parse: Callable[[object, Path], object], doc: str, *, masked: bool = False) -> Mapping[str, object]:
+    """``masked``: its value is never shown, such as the place of a key."""
+    return {"parse": parse, "doc": doc, "masked": masked}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +184,9 @@ class TaoConfig:
     mode: Mode = field(
         default="observe", metadata=_about(_choice(Mode), "off, observe, advise or enforce; off is the kill switch")
     )
-    ledger: str = field(default_factory=default_ledger, metadata=_about(_ledger, "where records are kept: URL or path"))
+    ledger: str = field(
+        default_factory=default_ledger, metadata=_about(_ledger, "where records are kept: URL, path or conn:NAME")
+    )
     sources: tuple[str, ...] = field(
         default=(), metadata=_about(_texts, "energy sources to try, in order; none given: every one, best first")
     )
@@ -142,10 +199,13 @@ class TaoConfig:
     log_level: LogLevel = field(
         default="INFO", metadata=_about(_choice(LogLevel), "level of the one line logged for each task")
     )
-    report_artifacts: ReportArtifacts = field(
-        default="always", metadata=_about(_choice(ReportArtifacts), "after which runs the engine gets a report")
+    report_artifacts: str = field(
+        default="always",
+        metadata=_about(_reports, "after which runs the engine gets a report: always, failures, never or 1/N"),
     )
-    pools: Path | None = field(default=None, metadata=_about(_path, "TOML file that describes the worker pools"))
+    pools: Path | tuple[WorkerPool, ...] | None = field(
+        default=None, metadata=_about(_pools, "TOML file that describes the worker pools")
+    )
     budgets: Mapping[str, EnergyBudget] = field(
         default_factory=dict, metadata=_about(_budgets, "energy budgets by name: limit, window, ceiling")
     )
@@ -154,6 +214,33 @@ class TaoConfig:
     )
     signals: Mapping[str, SignalSpec] = field(
         default_factory=dict, metadata=_about(parse_signals, "carbon intensity and price by zone, and where from")
+    )
+    org: str = field(default="", metadata=_about(_org, "what partners call this organisation, as a host's name"))
+    trust: Path | None = field(
+        default=None, metadata=_about(_path, "file of the keys of other organisations; none: none is trusted")
+    )
+    partners: Mapping[str, PartnerSpec] = field(
+        default_factory=dict, metadata=_about(parse_partners, "other organisations: documents, API and its key")
+    )
+    bundles: Path | None = field(
+        default=None, metadata=_about(_path, "directory of the signed records of runs; none: none is made")
+    )
+    signing_key: Path | None = field(
+        default=None, metadata=_about(_path, "file of the key that signs them, where no user code runs", masked=True)
+    )
+    bundle_storage: str = field(
+        default="",
+        metadata=_about(_storage, "a further place for their archives: a path, a URL, or results (Prefect's storage)"),
+    )
+    provider_inputs: Path | None = field(
+        default=None, metadata=_about(_path, "YAML file of what only the provider of a model knows")
+    )
+    retention: str = field(
+        default="", metadata=_about(_retention, "how long bundles are to be kept, such as 10y; none: for good")
+    )
+    ledger_retention: str = field(
+        default="",
+        metadata=_about(_retention, "age at which ledger compact sums records up, such as 90d; none: only when told"),
     )
     calibration: Path | None = field(
         default=None, metadata=_about(_path, "file of the idle baseline; none: the user's or the system's")
@@ -176,7 +263,7 @@ class TaoConfig:
 
 
 SETTINGS: Final[Mapping[str, Field[Any]]] = {setting.name: setting for setting in fields(TaoConfig)}
-NOT_IN_ENVIRONMENT: Final = frozenset({"budgets", "rules", "signals"})
+NOT_IN_ENVIRONMENT: Final = frozenset({"budgets", "partners", "rules", "signals"})
 
 
 def env_name(setting: str) -> str:
@@ -286,7 +373,8 @@ class ConfigWatcher:
     """Settings that follow their environment variables and file, so that mode ``off`` works without a redeploy.
 
     ``get()`` costs a few dozen dictionary look-ups and at most two ``stat`` calls while nothing has changed. Arguments
-    are those of ``load_config``; the working directory is the one at construction.
+    are those of ``load_config``; the working directory is the one at construction. ``engine`` may also be a function
+    that gives the engine's settings as they stand: it is asked at every look, and must answer at once.
     """
 
     def __init__(
@@ -294,14 +382,13 @@ class ConfigWatcher:
         *,
         arguments: Mapping[str, object] | None = None,
         env: Mapping[str, str] = os.environ,
-        engine: Mapping[str, object] | None = None,
+        engine: Mapping[str, object] | Callable[[], Mapping[str, object]] | None = None,
         engine_name: str = "",
         cwd: Path | None = None,
     ) -> None:
         self._env, self._cwd = env, cwd or _working_directory()
-        self._load = partial(
-            load_config, arguments=arguments, env=env, engine=engine, engine_name=engine_name, cwd=self._cwd
-        )
+        self._engine = engine
+        self._load = partial(load_config, arguments=arguments, env=env, engine_name=engine_name, cwd=self._cwd)
         self._looked_s = 0.0
         self._seen: object = None
         self._resolved: Resolved | None = None
@@ -319,15 +406,16 @@ class ConfigWatcher:
         if self._resolved is not None and now_s - self._looked_s < max_age_s:
             return self._resolved
         self._looked_s = now_s
-        seen = self._fingerprint()
+        engine = self._engine() if callable(self._engine) else self._engine
+        seen = (self._fingerprint(), engine)
         if self._resolved is None or seen != self._seen:
-            self._resolved = self._reload(self._resolved)
+            self._resolved = self._reload(self._resolved, engine)
             self._seen = seen
         return self._resolved
 
-    def _reload(self, last: Resolved | None) -> Resolved:
+    def _reload(self, last: Resolved | None, engine: Mapping[str, object] | None) -> Resolved:
         try:
-            return self._load()
+            return self._load(engine=engine)
         except ConfigError as error:
             if last is None:
                 raise

@@ -6,6 +6,7 @@
     ├── MissingExtraError (ImportError)  an optional dependency is not installed
     ├── SourceError              a telemetry source cannot be opened or read
     ├── LedgerError              the ledger cannot be opened, read or written
+    ├── BundleError              a bundle cannot be written, or a part of one does not hold
     └── DeniedError              a decision denied the task in mode ``enforce``
 
 Each carries a stable ``code``, a one-line ``summary`` and the ``remedy``. Only InputError, ConfigError,
@@ -66,6 +67,10 @@ class SourceError(TaoError):
 
 class LedgerError(TaoError):
     """The ledger cannot be opened, read or written."""
+
+
+class BundleError(TaoError):
+    """A bundle cannot be written, or a part of one does not hold."""
 
 
 class DeniedError(TaoError):

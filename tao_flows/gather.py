@@ -20,15 +20,19 @@ SLOT_S: Final = 300.0
 MOST_SLOTS: Final = 288
 """With more room to wait than this many slots the grid is widened, so that a month's slack is no month's decisions."""
 
+_CARBON: Final = "carbon_g_per_kwh"
+
 
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What a task asks of a decision. Durations are seconds."""
 
     key: str
-    """The task, by which its cost is known."""
+    """The task, by which its cost is known; empty: the whole run of ``flow``."""
     home_pool: str
     ready_wall_ns: int
+    flow: str = ""
+    """Whose task, where others may have one of that name."""
     run_key: str = ""
     """Names the try, so that what is explored is the same when it is decided anew."""
     deadline_wall_ns: int | None = None
@@ -38,6 +42,8 @@ class Wish:
     reroutable: bool = False
     allowed_zones: tuple[str, ...] | None = None
     requires: tuple[str, ...] = ()
+    allowed_orgs: tuple[str, ...] = ()
+    """Other organisations that may be given the work."""
     size: float | None = None
     explore: bool = True
     """A pool that is little known may be tried; only where the task is reroutable."""
@@ -98,7 +104,7 @@ def gather(wish: Wish, known: Known, profiles: Profiles | None, now_wall_ns: int
     if profiles is None:
         expected = complete(wish.key, dict.fromkeys(described, Expectation()), described, ())
     else:
-        expected = profiles.among(wish.key, described, monotonic_ns, wish.size)
+        expected = profiles.among(wish.key, described, monotonic_ns, wish.size, flow=wish.flow)
     slot_s = max(SLOT_S, wish.slack_s / MOST_SLOTS)
     request: dict[str, Any] = {
         "now": iso_from_ns(now_wall_ns),
@@ -126,7 +132,7 @@ def gather(wish: Wish, known: Known, profiles: Profiles | None, now_wall_ns: int
 
 def _task(wish: Wish) -> dict[str, Any]:
     task: dict[str, Any] = {
-        "key": wish.key,
+        "key": wish.key or wish.flow,
         "home_pool": wish.home_pool,
         "ready_at": iso_from_ns(wish.ready_wall_ns),
         "max_defer_s": wish.max_defer_s,
@@ -138,6 +144,8 @@ def _task(wish: Wish) -> dict[str, Any]:
         task["deadline"] = iso_from_ns(wish.deadline_wall_ns)
     if wish.allowed_zones is not None:
         task["allowed_zones"] = list(wish.allowed_zones)
+    if wish.allowed_orgs:
+        task["allowed_orgs"] = list(wish.allowed_orgs)
     return task
 
 
@@ -171,6 +179,7 @@ def _pool(pool: WorkerPool, state: LiveState, expected: Expectation, wish: Wish)
         "pue": pool.pue,
         "price_per_h": pool.price_per_h,
         "power_w": power_w,
+        **({} if pool.org is None else {"org": pool.org}),
         **live_fields(pool, state),
     }
 
@@ -201,6 +210,27 @@ def _add_signals(
     reading = board.read(zones, now_wall_ns, slack_s=max(0.0, wish.slack_s - waited_s), runtime_s=runtime_s)
     # A signal that is configured and lost is asked for all the same: without it nothing waits.
     request["signals"] = {**{name: {} for name in sorted(board.configured)}, **reading.signals}
+    _add_claims(request, pools, wish)
     if reading.meta is not None:
         request["signal_meta"] = {**reading.meta, **({} if reading.follow is None else {"follow": reading.follow})}
     return reading.problems
+
+
+def _add_claims(request: dict[str, Any], pools: Sequence[WorkerPool], wish: Wish) -> None:
+    """Has a partner's claim stand for the carbon of its zone where no signal of ours tells of that.
+
+    A partner's pool of which no carbon intensity is known is left out: it would be known of no candidate any more. Of
+    two claims of one zone the higher counts.
+    """
+    known = request["signals"].get(_CARBON)
+    if known is None:
+        return
+    claims: dict[str, float] = {}
+    for pool in pools:
+        if pool.zone is not None and pool.claimed_g_per_kwh is not None and pool.zone not in known:
+            claims[pool.zone] = max(pool.claimed_g_per_kwh, claims.get(pool.zone, 0.0))
+    since = iso_from_ns(wish.ready_wall_ns)
+    told = {zone: [{"start": since, "value": value}] for zone, value in sorted(claims.items())}
+    request["signals"][_CARBON] = {**known, **told}
+    unknown = {pool.pool_id for pool in pools if pool.org is not None and pool.zone not in {*known, *told}}
+    request["pools"] = [pool for pool in request["pools"] if pool["pool_id"] not in unknown]

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from resource import RUSAGE_CHILDREN, getrusage
 from threading import active_count
-from time import monotonic_ns, process_time, thread_time, time_ns
+from time import monotonic_ns, thread_time, time_ns
 from types import TracebackType
 from typing import Any, Final, TypeVar, overload
 
 from tao_flows import runtime
-from tao_flows.codeclock import CodeClock, task_clock
+from tao_flows.codeclock import PROCESS_CLOCK as _PROCESS
+from tao_flows.codeclock import CodeClock, process_cpu_s, task_clock
 from tao_flows.errors import InputError
 from tao_flows.figures import Account, CpuTime, DomainEnergy, Figure, Measurement
 from tao_flows.measurement import unmeasured
@@ -26,7 +26,6 @@ from tao_flows.units import s_from_ns
 
 COROUTINES_SIDE_BY_SIDE: Final = "COROUTINES_SIDE_BY_SIDE"
 """The block ran in a coroutine beside other blocks: which CPU seconds of its thread were its own cannot be told."""
-_PROCESS: Final = "process-clock+wait4"
 _THREAD: Final = "thread-clock"
 Y = TypeVar("Y")
 S = TypeVar("S")
@@ -74,7 +73,7 @@ class measure:  # noqa: N801 - reads as a verb where it is used
             self._whole = active_count() <= 1 + self._meter.threads
             self._perf: TaskClock | None = None if self._whole else task_clock()
             # The clocks are asked last, and first at the end, so that what all this costs is not the block's.
-            self._process_s = _process_s()
+            self._process_s = process_cpu_s()
             if not self._whole and self._perf is None:
                 self._thread_s = thread_time()
         return self
@@ -82,7 +81,7 @@ class measure:  # noqa: N801 - reads as a verb where it is used
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        process_s, window = _process_s(), self._window
+        process_s, window = process_cpu_s(), self._window
         if window is None or self._forks != _forks:
             self._end_unmeasured(window)
             return
@@ -221,12 +220,6 @@ class measure:  # noqa: N801 - reads as a verb where it is used
     def wall_s(self) -> float:
         """Seconds the block took."""
         return self.measurement.wall_s
-
-
-def _process_s() -> float:
-    """CPU seconds of this process and of the children it waited for."""
-    children = getrusage(RUSAGE_CHILDREN)
-    return process_time() + children.ru_utime + children.ru_stime
 
 
 def _in_coroutine() -> bool:

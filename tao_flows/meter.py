@@ -32,10 +32,10 @@ _NOTHING_SEEN: Final = Held()
 """Of windows on a host without GPUs."""
 
 
-PartyKind = Literal["command", "thread", "steps", "process"]
+PartyKind = Literal["command", "thread", "steps", "process", "self"]
 """Whose CPU time a window is about: a command's and all that it starts; this thread's and all that it starts; that of
-code which gives its thread away between steps, as its caller counts it; or this process's, which the caller counts a
-part of."""
+code which gives its thread away between steps, as its caller counts it; this process's, which the caller counts a
+part of, with its engine's other processes; or this process's alone."""
 
 
 class Window(NamedTuple):

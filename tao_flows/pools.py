@@ -55,14 +55,20 @@ class WorkerPool:
     """Joules of a task there, for as long as none of its own runs tell."""
     runtime_s: PredictedRuntime | None = None
     """Seconds of a task there, for as long as none of its own runs tell."""
+    org: str | None = None
+    """The other organisation whose pool it is, and whose claims its figures are; no file of ours says it."""
+    claimed_g_per_kwh: float | None = None
+    """What that organisation claims its carbon intensity to be; it counts where no signal of ours tells of the zone."""
 
 
-def load_pools(path: Path) -> tuple[WorkerPool, ...]:
-    """The pools that a TOML file describes, in its order. The file is read again only when it has changed.
+def load_pools(path: Path | tuple[WorkerPool, ...]) -> tuple[WorkerPool, ...]:
+    """The pools that a TOML file describes, in its order, or those given. It is read again only when it has changed.
 
     Raises:
         ConfigError: the file cannot be read, or a table in it has a missing, unknown or malformed field.
     """
+    if isinstance(path, tuple):
+        return path
     try:
         stat = path.stat()
     except OSError:

@@ -56,6 +56,7 @@ class Subject:
     budgeted: bool = False
     """Its code names a budget."""
     max_defer_s: float | None = None
+    allowed_orgs: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,8 @@ class Ruling:
     max_defer_s: float = 0.0
     deadline: Deadline | None = None
     """By a rule; of this and the code's own the earlier holds (``deadline.earliest``)."""
+    allowed_orgs: tuple[str, ...] = ()
+    """Other organisations that may be given the work: where code and a rule name some, those that both name."""
     because: tuple[Because, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -91,6 +94,7 @@ class Ruling:
             "reroutable": self.reroutable,
             "max_defer_s": self.max_defer_s,
             "deadline": None if self.deadline is None else str(self.deadline),
+            "allowed_orgs": list(self.allowed_orgs),
             "because": [{"effect": each.effect, "rule": each.rule, "why": each.why} for each in self.because],
         }
 
@@ -113,6 +117,7 @@ class Rule:
     reroutable: bool | None = None
     max_defer_s: float | None = None
     deadline: Deadline | None = None
+    allowed_orgs: tuple[str, ...] | None = None
     explain: str = ""
     """Said wherever the rule decides."""
 
@@ -154,7 +159,7 @@ MATCHERS: Final[Mapping[str, str]] = {
     "trigger": "trigger",
 }
 """By matcher, the field of a subject that it looks at."""
-EFFECTS: Final = ("mode", "budgets", "deferrable", "reroutable", "max_defer", "deadline")
+EFFECTS: Final = ("mode", "budgets", "deferrable", "reroutable", "max_defer", "deadline", "allowed_orgs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +205,7 @@ def _rule_on(subject: Subject, mode: Mode, rules: tuple[Rule, ...]) -> Ruling:
     deadline, why_deadline = _first("deadline", matching, lambda rule: rule.deadline)
     if subject.max_defer_s is not None and (max_defer_s is None or subject.max_defer_s < max_defer_s):
         max_defer_s, why_max_defer = subject.max_defer_s, Because("max_defer", None, "the code's own")
+    allowed_orgs, why_orgs = _orgs(subject, matching)
     opted_in = deferrable or reroutable or subject.budgeted or bool(budgets)
     chosen, why_mode = _mode(subject, mode, matching, opted_in=opted_in)
     return Ruling(
@@ -209,7 +215,8 @@ def _rule_on(subject: Subject, mode: Mode, rules: tuple[Rule, ...]) -> Ruling:
         reroutable=reroutable,
         max_defer_s=max_defer_s or 0.0,
         deadline=deadline,
-        because=(why_mode, why_budgets, why_deferrable, why_reroutable, why_max_defer, why_deadline),
+        allowed_orgs=allowed_orgs,
+        because=(why_mode, why_budgets, why_deferrable, why_reroutable, why_max_defer, why_deadline, why_orgs),
     )
 
 
@@ -257,6 +264,17 @@ def _permission(effect: str, in_code: bool | None, matching: _Matching) -> tuple
     if in_code is False or (in_code and by_rule is None):
         return in_code, Because(effect, None, "the code's own")
     return bool(by_rule), because
+
+
+def _orgs(subject: Subject, matching: _Matching) -> tuple[tuple[str, ...], Because]:
+    """Whom work may be given to: nobody unless code or a rule says so, and where both do, whom both name."""
+    by_rule, because = _first("allowed_orgs", matching, lambda rule: rule.allowed_orgs)
+    in_code = subject.allowed_orgs
+    if in_code is None:
+        return by_rule or (), because
+    if by_rule is None:
+        return in_code, Because("allowed_orgs", None, "the code's own")
+    return tuple(org for org in in_code if org in by_rule), because
 
 
 def _first(effect: str, matching: _Matching, give: Callable[[Rule], T | None]) -> tuple[T | None, Because]:
@@ -355,5 +373,6 @@ _PARSERS: Final[Mapping[str, Callable[[object], object]]] = {
     "reroutable": _truth,
     "max_defer": parse_duration_s,
     "deadline": Deadline.parse,
+    "allowed_orgs": _texts,
     "explain": _text,
 }

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, Protocol, cast
 
 from tao_flows.admission import Admission
 from tao_flows.agent.client import find_agent
@@ -18,18 +19,27 @@ from tao_flows.calibration import Found, Host, find_baseline, places
 from tao_flows.clock import Clock, SystemClock
 from tao_flows.config import AGENT_OFF, ConfigWatcher, TaoConfig, state_directory
 from tao_flows.errors import TaoError
+from tao_flows.lazily import lazily
 from tao_flows.ledger import open_ledger
 from tao_flows.ledger.base import Ledger
+from tao_flows.ledger.late import LateLedger
 from tao_flows.ledger.safe import SafeLedger
 from tao_flows.ledger.spool import spool_of
 from tao_flows.meter import Meter
 from tao_flows.profiles import Profiles
-from tao_flows.records import Incident, Segment
+from tao_flows.records import Diagnosis, Incident, Segment
 from tao_flows.signals.board import SignalBoard
+from tao_flows.signals.keys import Credentials, KeySource
+from tao_flows.signals.spec import SignalSpec
 from tao_flows.signals.store import ForecastStore
 from tao_flows.telemetry.cputime import HostBusy
 from tao_flows.telemetry.discover import Discovery, discover
 from tao_flows.telemetry.procfs import memory_used_bytes, this_segment
+from tao_flows.tomlfile import CONNECTION
+
+if TYPE_CHECKING:
+    from tao_flows.federation.claims import Claims
+    from tao_flows.federation.offers import PartnerPools
 
 log = logging.getLogger("tao_flows")
 SETTINGS_MAX_AGE_S = 0.1
@@ -81,6 +91,26 @@ class Incidents:
             )
 
 
+class Connections(Protocol):
+    """What an engine keeps by name for us: settings that say ``conn:NAME``."""
+
+    def ledger(self, name: str) -> Ledger:
+        """Opens the ledger that a connection names.
+
+        Raises:
+            TaoError: it cannot be looked up, or names no ledger.
+        """
+        ...
+
+    def credentials(self, spec: SignalSpec) -> Credentials | None:
+        """The key of a signal's provider; None where the signal names no connection.
+
+        Raises:
+            SourceError: it cannot be looked up.
+        """
+        ...
+
+
 @dataclass
 class Tao:
     """Everything that works together in one process."""
@@ -95,19 +125,40 @@ class Tao:
     profiles: Profiles
     admission: Admission
 
+    @lazily
+    def partners(self) -> PartnerPools:
+        """Other organisations' pools that are trusted now."""
+        from tao_flows.federation.offers import PartnerPools
+
+        return PartnerPools(self.ledger, self.clock, self.incidents)
+
+    @lazily
+    def claims(self) -> Claims:
+        """What partners say of the runs that were sent to them."""
+        from tao_flows.federation.claims import Claims
+
+        return Claims(self.ledger, self.clock, self.incidents)
+
     @property
     def config(self) -> TaoConfig:
         """The settings as they stand: a change of the file or the environment counts a moment later."""
         return self.watcher.get(SETTINGS_MAX_AGE_S).config
 
 
-def build(watcher: ConfigWatcher, clock: Clock | None = None, *, role: ClientRole = "none") -> Tao:
+def build(
+    watcher: ConfigWatcher,
+    clock: Clock | None = None,
+    *,
+    role: ClientRole = "none",
+    connections: Connections | None = None,
+) -> Tao:
     """Wires a ``Tao`` from settings. The node agent is looked for here, once.
 
     Args:
         watcher: the settings.
         clock: where time comes from.
         role: what this process is to a node agent, beside the windows opened in it.
+        connections: where the engine keeps what settings name by ``conn:NAME``; it is looked up when it is needed.
 
     Raises:
         ConfigError: a setting is wrong.
@@ -136,25 +187,69 @@ def build(watcher: ConfigWatcher, clock: Clock | None = None, *, role: ClientRol
         idle.baseline,
         busy.busy_s,
     )
-    ledger = SafeLedger(open_ledger(config.ledger), incidents.note_failure, spool=spool_of(config.ledger))
+    ledger = SafeLedger(
+        named_ledger(config.ledger, connections),
+        incidents.note_failure,
+        spool=spool_of(config.ledger),
+        on_first_end=partial(_tell_environment, incidents, watcher, discovery, clock),
+    )
     incidents.ledger = ledger
-    if config.agent and agent.diagnosis.status != "ready" and config.agent != AGENT_OFF:
-        # Where nobody asked for an agent, none is nothing to log.
-        incidents.note(agent.diagnosis.code, agent.diagnosis.summary, remedy=agent.diagnosis.remedy)
-    for problem in idle.problems:
-        incidents.note(problem.code, problem.summary, remedy=problem.remedy)
+    _tell_problems(incidents, config, agent.diagnosis, idle)
     segment = this_segment(config.proc_root)
     profiles = Profiles(ledger)
-    admission = Admission(ledger, profiles, signal_board(config, ledger, clock), clock, incidents)
-    return Tao(watcher, discovery, meter, ledger, incidents, segment, clock, profiles, admission)
+    board = signal_board(config, ledger, clock, None if connections is None else connections.credentials)
+    # What partners take is not even loaded where none is named.
+    admission = Admission(
+        ledger, profiles, board, clock, incidents, partners=lambda now: tao.partners(now) if now.partners else ()
+    )
+    tao = Tao(watcher, discovery, meter, ledger, incidents, segment, clock, profiles, admission)
+    return tao
 
 
-def signal_board(config: TaoConfig, ledger: Ledger, clock: Clock | None = None) -> SignalBoard | None:
+def _tell_problems(incidents: Incidents, config: TaoConfig, agent: Diagnosis, idle: Found) -> None:
+    if config.agent and agent.status != "ready" and config.agent != AGENT_OFF:
+        # Where nobody asked for an agent, none is nothing to log.
+        incidents.note(agent.code, agent.summary, remedy=agent.remedy)
+    for problem in idle.problems:
+        incidents.note(problem.code, problem.summary, remedy=problem.remedy)
+
+
+def _tell_environment(incidents: Incidents, watcher: ConfigWatcher, discovery: Discovery, clock: Clock) -> None:
+    """Records what this process runs in: once a process, when its first task has ended and before that one's end returns.
+
+    It takes some 8 ms there, and as much again where what it needs is not loaded yet.
+    """
+    try:
+        from tao_flows.governance.environment import captured
+
+        if incidents.ledger is not None:
+            incidents.ledger.put_environment(captured(watcher.get(SETTINGS_MAX_AGE_S), discovery, clock.wall_ns()))
+    except Exception as error:  # noqa: BLE001 - what cannot be told is unknown
+        incidents.note_error("telling what this process runs in", error)
+
+
+def named_ledger(setting: str, connections: Connections | None = None) -> Ledger:
+    """The ledger that the setting ``ledger`` names; one that is a connection is looked up on first use.
+
+    Raises:
+        ConfigError: LEDGER_URL or LEDGER_CONNECTION, as ``open_ledger``.
+        MissingExtraError: what the ledger needs is not installed.
+    """
+    if connections is None or not setting.startswith(CONNECTION):
+        return open_ledger(setting)
+    # It has all of a ledger's methods, those of the one that it finds, and the type checker cannot see them.
+    return cast("Ledger", LateLedger(setting, partial(connections.ledger, setting.removeprefix(CONNECTION).strip())))
+
+
+def signal_board(
+    config: TaoConfig, ledger: Ledger, clock: Clock | None = None, keys: KeySource | None = None
+) -> SignalBoard | None:
     """The carbon and price signals that are configured; None where there are none."""
     if not config.signals:
         return None
     state = state_directory()
-    return SignalBoard.build(config.signals, ForecastStore(ledger), None if state is None else state / "signals", clock)
+    cache = None if state is None else state / "signals"
+    return SignalBoard.build(config.signals, ForecastStore(ledger), cache, clock, keys=keys)
 
 
 def calibration_of(config: TaoConfig, discovery: Discovery) -> Found:
@@ -170,22 +265,38 @@ _tao: Tao | None = None
 _failed = False
 
 
-def current(make_watcher: Callable[[], ConfigWatcher] = ConfigWatcher, role: ClientRole = "none") -> Tao | None:
+def current(
+    make_watcher: Callable[[], ConfigWatcher] = ConfigWatcher,
+    role: ClientRole = "none",
+    connections: Connections | None = None,
+) -> Tao | None:
     """This process's ``Tao``, built on first use; None when it cannot be built, which is logged once.
 
     Args:
         make_watcher: how an engine adapter adds the engine's own configuration.
         role: what the process is to a node agent, if this is the first use.
+        connections: what the engine keeps by name.
     """
     global _tao, _failed
     if _tao is None and not _failed:
         with _lock:
             if _tao is None and not _failed:
                 try:
-                    _tao = build(make_watcher(), role=role)
+                    _tao = build(make_watcher(), role=role, connections=connections)
                 except Exception as error:  # noqa: BLE001 - without us the user's task must still run
                     _failed = True
                     log.warning("tao-flows is off in this process: %s", error)
+    return _tao
+
+
+def use(tao: Tao) -> None:
+    """Has this process use a ``Tao`` that was built otherwise, such as with another clock."""
+    global _tao
+    _tao = tao
+
+
+def built() -> Tao | None:
+    """This process's ``Tao``, if it was used already."""
     return _tao
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection
 from pathlib import Path
+from typing import Final
 
 from tao_flows.errors import ConfigError
+
+CONNECTION: Final = "conn:"
+"""Before the name of a connection that an engine keeps, in place of a URL or key that holds a secret."""
 
 
 def read_toml(path: Path) -> dict[str, object]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Final
+from typing import Final, Protocol
 
 from tao_flows.clock import Clock, SystemClock
 from tao_flows.errors import LedgerError
@@ -28,6 +28,9 @@ _RECONSIDER: Final = "a plan cannot be reconsidered"
 _LAPSE: Final = "what nobody waits for any more cannot be closed"
 _SLICE_S: Final = 0.5
 """A thread that waits in place looks up this often: an exception that an engine sends it is raised only then."""
+
+_TURN_S: Final = 0.002
+"""A poll works this long at a stretch, and then lets the other threads: an event loop beside it is not held up."""
 
 Reconsider = Callable[[], Deferral | None]
 """Asked at every poll whether to go on waiting: the plan to follow, by now in the ledger if it is a new one; or None
@@ -51,6 +54,8 @@ class Why(str, Enum):
     """It was cancelled: not to be started."""
     STOPPED = "stopped"
     """Whoever waited was told to stop waiting."""
+    HANDED_ON = "handed on"
+    """Whoever waited leaves it to others: it waits on."""
 
     def __str__(self) -> str:
         return self.value
@@ -59,6 +64,14 @@ class Why(str, Enum):
     def starts(self) -> bool:
         """Whether the work is to start now."""
         return self in {Why.PLANNED, Why.LATEST, Why.RELEASED, Why.RECONSIDERED}
+
+
+class Stop(Protocol):
+    """What tells a wait in place to end: a ``threading.Event``, or several in one."""
+
+    def is_set(self) -> bool:
+        """Whether to stop waiting."""
+        ...
 
 
 @dataclass(eq=False)
@@ -152,9 +165,13 @@ class Waitlist:
         for watch in watches:
             if (known := found.get(watch.deferral.key)) is not None:
                 self._hear(watch, known)
+        turn_s = time.perf_counter()
         for watch in self._snapshot():
             if watch.reconsider is not None:
                 self._ask(watch, watch.reconsider)
+            if time.perf_counter() - turn_s > _TURN_S:
+                time.sleep(_TURN_S)
+                turn_s = time.perf_counter()
         self._sweep()
 
     def _snapshot(self) -> list[_Watch]:
@@ -203,7 +220,8 @@ class Waitlist:
             plan = None
         self._told.discard(_RECONSIDER)
         if plan is None:
-            self._end(watch, Why.RECONSIDERED)
+            # Where its time has come meanwhile, that is why.
+            self._end(watch, watch.due(self._clock) or Why.RECONSIDERED)
         else:
             watch.follow(plan)
 
@@ -266,9 +284,7 @@ class Waiters:
         self._added.set()
         return cancel
 
-    def wait(
-        self, deferral: Deferral, *, reconsider: Reconsider | None = None, stop: threading.Event | None = None
-    ) -> Why:
+    def wait(self, deferral: Deferral, *, reconsider: Reconsider | None = None, stop: Stop | None = None) -> Why:
         """Waits in place; why the wait is over.
 
         Args:
@@ -320,7 +336,7 @@ def wait(
     poll_s: float = POLL_S,
     clock: Clock | None = None,
     reconsider: Reconsider | None = None,
-    stop: threading.Event | None = None,
+    stop: Stop | None = None,
 ) -> Why:
     """Waits in place for one deferral; why the wait is over. Many in one process share a poll by ``Waiters``.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from importlib.util import find_spec
@@ -21,6 +23,11 @@ settings.register_profile("default", deadline=None)
 # Continuous integration tries the same examples every time: a red run can be run again at a desk.
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+# A shell has what it starts in its background ignore SIGINT, and so would all that tests start: servers and workers
+# would not end when they are told to.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["postgres_fixtures"]
 

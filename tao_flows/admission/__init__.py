@@ -7,15 +7,14 @@ noted, and the task runs where it would have run.
 from __future__ import annotations
 
 import random
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 from tao_flows.admission.ask import Ask, Noted, Verdict
 from tao_flows.admission.asking import Asking
-from tao_flows.admission.shared import Shared
+from tao_flows.admission.shared import Partners, Shared, World
 from tao_flows.budget import EnergyBudget
 from tao_flows.clock import Clock
 from tao_flows.config import TaoConfig
@@ -28,14 +27,14 @@ from tao_flows.records import Deferral, RunKey
 from tao_flows.rules import Ruling
 from tao_flows.signals.board import SignalBoard
 from tao_flows.units import NS_PER_S
-from tao_flows.waiting import Reconsider, Waiters, Why
+from tao_flows.waiting import POLL_S, Reconsider, Stop, Waiters, Why
 
 __all__ = ["LEDGER_S", "RECONSIDER_S", "Admission", "Ask", "Verdict"]
 
 LEDGER_S: Final = 1.0
 """A decision waits no longer for the ledger than this in all, and one call of it more."""
 RECONSIDER_S: Final = 60.0
-"""A task that waits is decided anew this often: signals change every few minutes at the most."""
+"""A task that waits is decided anew this often, and at once when a signal, a pool, a regime or a setting changes."""
 
 
 class Admission:
@@ -47,15 +46,25 @@ class Admission:
         board: the carbon and price signals.
         clock: where time comes from.
         noted: told of our failures.
+        poll_s: what waits here hears of a change this late at most.
+        partners: other organisations' pools that are trusted now.
     """
 
     def __init__(
-        self, ledger: Ledger, profiles: Profiles, board: SignalBoard | None, clock: Clock, noted: Noted
+        self,
+        ledger: Ledger,
+        profiles: Profiles,
+        board: SignalBoard | None,
+        clock: Clock,
+        noted: Noted,
+        *,
+        poll_s: float = POLL_S,
+        partners: Partners | None = None,
     ) -> None:
-        self._shared = Shared(ledger, profiles, board, clock, noted)
+        self._shared = Shared(ledger, profiles, board, clock, noted, partners)
         self.budgets = self._shared.budgets
         self.deferrals = self._shared.deferrals
-        self._waiters = Waiters(self.deferrals, clock=clock)
+        self._waiters = Waiters(self.deferrals, poll_s=poll_s, clock=clock)
 
     def ask(self, ask: Ask, config: TaoConfig) -> Verdict:
         """What to do with a task. Never raises: what cannot be decided runs.
@@ -106,7 +115,13 @@ class Admission:
         self._shared.leases.drop(holder_of(key))
 
     def wait(
-        self, ask: Ask, settings: Callable[[], TaoConfig], deferral: Deferral, stop: threading.Event | None = None
+        self,
+        ask: Ask,
+        settings: Callable[[], TaoConfig],
+        deferral: Deferral,
+        stop: Stop | None = None,
+        moved: Callable[[Deferral], None] | None = None,
+        handed_on: Callable[[], bool] = lambda: False,
     ) -> Why:
         """Waits in place for a deferral, deciding anew as it goes; why the wait is over.
 
@@ -118,29 +133,44 @@ class Admission:
             settings: as they stand: no longer to enforce ends the wait within seconds.
             deferral: the plan.
             stop: ends the wait when set, within half a second.
+            moved: told of another plan, from another thread; it must return at once.
+            handed_on: asked when the wait was stopped: whether others wait on for it.
         """
         why = Why.STOPPED  # what an engine raises in this thread ends the wait, too
         try:
-            why = self._waiters.wait(deferral, reconsider=self.reconsider(ask, settings, deferral), stop=stop)
+            why = self._waiters.wait(deferral, reconsider=self.reconsider(ask, settings, deferral, moved), stop=stop)
+            if why is Why.STOPPED and handed_on():
+                why = Why.HANDED_ON
         except RuntimeError as error:  # no thread is to be had to watch the time
             self._shared.noted.note_error("having a task wait", error, run_id=ask.key.run_id, task=ask.key.task)
             why = Why.RECONSIDERED
         finally:
-            self._over(deferral, why)
+            self.over([deferral.key], why)
         return why
 
-    def _over(self, deferral: Deferral, why: Why) -> None:
+    def over(self, keys: Sequence[RunKey], why: Why) -> None:
+        """Has the ledger take note that waits are over, all for the same reason. Never raises.
+
+        Waits ``LEDGER_S`` at most for the ledger, and one call of it more.
+        """
+        if why is Why.HANDED_ON:
+            return
         try:
             with within(LEDGER_S):
-                (self.deferrals.started if why.starts else self.deferrals.gone)(deferral.key)
-        except TaoError as error:  # the row lapses by itself
+                (self.deferrals.started if why.starts else self.deferrals.gone)(*keys)
+        except TaoError as error:  # the rows lapse by themselves
             self._lost(error, matters=True)
-        except Exception as ours:  # noqa: BLE001 - so it does then
-            self._shared.noted.note_error("ending a wait", ours, run_id=deferral.key.run_id, task=deferral.key.task)
+        except Exception as ours:  # noqa: BLE001 - so they do then
+            self._shared.noted.note_error("ending a wait", ours, run_id=keys[0].run_id, task=keys[0].task)
 
     @contextmanager
     def watched(
-        self, ask: Ask, settings: Callable[[], TaoConfig], deferral: Deferral, ended: Callable[[Why], None]
+        self,
+        ask: Ask,
+        settings: Callable[[], TaoConfig],
+        deferral: Deferral,
+        ended: Callable[[Why], None],
+        moved: Callable[[Deferral], None] | None = None,
     ) -> Iterator[Callable[[Why], None]]:
         """The same for whoever has a loop of its own: ``ended`` is told, from another thread, why the wait is over.
 
@@ -149,7 +179,7 @@ class Admission:
         said: list[Why] = []
         cancel: Callable[[], bool] | None = None
         try:
-            cancel = self._waiters.add(deferral, ended, self.reconsider(ask, settings, deferral))
+            cancel = self._waiters.add(deferral, ended, self.reconsider(ask, settings, deferral, moved))
         except RuntimeError as error:
             self._shared.noted.note_error("having a task wait", error, run_id=ask.key.run_id, task=ask.key.task)
             ended(Why.RECONSIDERED)
@@ -158,26 +188,35 @@ class Admission:
         finally:
             if cancel is not None:
                 cancel()
-            self._over(deferral, said[0] if said else Why.STOPPED)
+            self.over([deferral.key], said[0] if said else Why.STOPPED)
 
-    def reconsider(self, ask: Ask, settings: Callable[[], TaoConfig], deferral: Deferral) -> Reconsider:
-        """What decides anew, now and then, on a task that waits: its plan, or None to start.
+    def reconsider(
+        self,
+        ask: Ask,
+        settings: Callable[[], TaoConfig],
+        deferral: Deferral,
+        moved: Callable[[Deferral], None] | None = None,
+    ) -> Reconsider:
+        """What decides anew on a task that waits: its plan, or None to start; ``moved`` is told of another plan.
 
-        Whether it may still wait is looked at every time, which costs next to nothing.
+        Whether it may still wait, and whether anything has changed, is looked at every time, which costs next to nothing.
         """
-        asked_ns = self._shared.clock.monotonic_ns()
+        subject, asked_ns = ask.subject(), self._shared.clock.monotonic_ns()
+        world: World | None = None  # the first look decides anew: the plan may have been made long ago, and elsewhere
         plan: Deferral | None = deferral
 
         def reconsider() -> Deferral | None:
-            nonlocal asked_ns, plan
+            nonlocal asked_ns, world, plan
             config = settings()
-            ruling = config.rules.ruling(ask.subject(), config.mode)
+            ruling = config.rules.ruling(subject, config.mode)
             if ruling.mode != "enforce" or not ruling.deferrable:
                 return None
-            now_ns = self._shared.clock.monotonic_ns()
-            if now_ns - asked_ns >= RECONSIDER_S * NS_PER_S:
-                asked_ns = now_ns
+            now_ns, before, world = self._shared.clock.monotonic_ns(), world, self._shared.world(config)
+            if world is not before or now_ns - asked_ns >= RECONSIDER_S * NS_PER_S:
+                asked_ns, kept = now_ns, plan
                 plan = self._reconsidered(ask, ruling, config, plan)
+                if moved is not None and plan is not None and plan is not kept:
+                    moved(plan)
             return plan
 
         return reconsider

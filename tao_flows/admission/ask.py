@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -38,6 +39,8 @@ class Ask:
     sensor: bool = False
     budget: EnergyBudget | str | None = None
     deadline: Deadline | None = None
+    latest_end_wall_ns: int | None = None
+    """By when the engine itself wants it ended, such as a time-out of the whole run."""
     run_start: datetime | None = None
     queued: datetime | None = None
     data_interval_end: datetime | None = None
@@ -46,13 +49,27 @@ class Ask:
     reroutable: bool | None = None
     allowed_zones: tuple[str, ...] | None = None
     requires: tuple[str, ...] = ()
+    allowed_orgs: tuple[str, ...] | None = None
+    """Other organisations that may be given the work."""
     size: float | None = None
     can_defer: bool = False
     """The engine can have it wait."""
     can_reroute: bool = False
     """The engine can send it to another pool."""
+    reaches: Callable[[str], bool] | None = None
+    """Whether the engine can send it to a pool; None: to any that is ours."""
     engine_latency_s: float = 0.0
     min_dwell_s: float = 0.0
+    ahead: bool = False
+    """It is asked again where it runs: nothing is reserved now, and only what has it wait or moves it is written down."""
+
+    @property
+    def budget_name(self) -> str:
+        """The budget that the task's code names, or of its own; empty for none."""
+        if self.budget is None:
+            return ""
+        name = self.budget.name if isinstance(self.budget, EnergyBudget) else self.budget
+        return name or f"task:{self.key.task}"
 
     def subject(self) -> Subject:
         """What rules look at."""
@@ -70,6 +87,7 @@ class Ask:
             reroutable=self.reroutable,
             budgeted=self.budget is not None,
             max_defer_s=self.max_defer_s,
+            allowed_orgs=self.allowed_orgs,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -12,8 +12,9 @@ from typing import Any, Final
 from tao_flows.admission.ask import Ask, Verdict
 from tao_flows.admission.shared import Shared
 from tao_flows.config import TaoConfig
+from tao_flows.controller.choose import choose
 from tao_flows.controller.decide import decide
-from tao_flows.controller.model import Action
+from tao_flows.controller.model import Action, Choice, DecisionRequest
 from tao_flows.controller.parse import parse_request
 from tao_flows.deadline import References, earliest
 from tao_flows.gather import Gathered, Known, Wish, gather
@@ -67,7 +68,10 @@ class Asking:
         with self._planning():
             for attempt in range(1, MOST_TRIES + 1):
                 now_ns, gathered, standings = self._gather()
-                answer = decide(parse_request(gathered.request)).to_json()
+                request = parse_request(gathered.request, self._of.steps)
+                if (unsaid := self._unsaid(request, gathered, now_ns)) is not None:
+                    return unsaid
+                answer = decide(request).to_json()
                 verdict = self._act(answer, gathered, now_ns, last=attempt == MOST_TRIES)
                 if verdict is not None:
                     break
@@ -102,18 +106,23 @@ class Asking:
                 problem.code, problem.summary, remedy=problem.remedy, run_id=ask.key.run_id, task=ask.key.task
             )
         deadline = earliest(deadlines, moments)
+        ends_ns = [] if deadline is None else [round(deadline.timestamp() * NS_PER_S)]
+        if ask.latest_end_wall_ns is not None:
+            ends_ns.append(ask.latest_end_wall_ns)
         return Wish(
             key=ask.key.task,
+            flow=ask.key.task_flow,
             home_pool=ask.home_pool,
             ready_wall_ns=ask.ready_wall_ns,
             run_key=holder_of(ask.key),
-            deadline_wall_ns=None if deadline is None else round(deadline.timestamp() * NS_PER_S),
+            deadline_wall_ns=min(ends_ns, default=None),
             max_defer_s=ruling.max_defer_s,
             # What must end by a time that is not known must not wait; nor what nobody could release.
             deferrable=ruling.deferrable and can_defer and not lost and not self._blind,
             reroutable=ruling.reroutable and can_reroute,
             allowed_zones=ask.allowed_zones,
             requires=ask.requires,
+            allowed_orgs=ruling.allowed_orgs,
             size=ask.size,
             engine_latency_s=ask.engine_latency_s,
             min_dwell_s=ask.min_dwell_s,
@@ -125,19 +134,30 @@ class Asking:
         standings: list[Standing] = []
         if self._budgets and not blind:
             names = [budget.name for budget in self._budgets]
-            standings = of.budgets.standings(names, without=self._wish.run_key)
+            waits = self._plan is not None
+            standings = of.standings(names) if waits else of.budgets.standings(names, without=self._wish.run_key)
+        home, reaches = self._ask.home_pool, self._ask.reaches
         pools = of.pools(self._config, blind=blind)
+        # Another organisation's pool is weighed only where the work may be given to it, and sent there.
+        pools = tuple(pool for pool in pools if pool.org is None or (reaches and pool.org in self._wish.allowed_orgs))
+        if reaches is not None:
+            pools = tuple(pool for pool in pools if pool.pool_id == home or reaches(pool.pool_id))
         known = Known(
             pools=pools,
             states={} if blind else of.states(pools, now_ns),
             standings=standings,
             board=of.board,
-            planned=None if blind else partial(of.deferrals.planned, besides=self._ask.key),
+            planned=None if blind else self._planned(),
         )
         gathered = gather(self._wish, known, None if blind else of.profiles, now_ns, monotonic_ns)
         for problem in gathered.problems:
             of.told.tell(problem)
         return now_ns, gathered, standings
+
+    def _planned(self) -> Callable[[str, int, int], Sequence[int]]:
+        if self._plan is not None:
+            return self._of.planned.besides(self._plan)
+        return partial(self._of.deferrals.planned, besides=self._ask.key)
 
     def _act(self, answer: dict[str, Any], gathered: Gathered, now_ns: int, *, last: bool) -> Verdict | None:
         """What follows from an answer; None where another task took what it needs meanwhile."""
@@ -145,36 +165,52 @@ class Asking:
         pool = answer["pool"] if self._enforced and answer["pool"] else self._ask.home_pool
         if wanted == "defer":
             return self._defer(pool, answer, gathered, now_ns, last=last)
-        if self._plan is not None:
-            # What would be denied now may be allowed at its start. What is to start is asked for by whoever starts it.
-            unsaid = wanted == "deny" or (
-                "signal_meta" in gathered.request and _is_between(self._plan, now_ns, gathered)
-            )
-            goes_on = self._plan if unsaid else None
-            return Verdict(self._ruling.mode, pool, "defer" if goes_on else "run", deferral=goes_on)
-        if wanted != "deny" and not self._reserve(pool, gathered):
+        if wanted != "deny" and not self._ask.ahead and not self._reserve(pool, gathered):
             if not last:
                 self._wish = replace(self._wish, explore=False)  # a ceiling is met by what is expected, not hoped for
                 return None
             wanted = "deny"
         return self._said(wanted, pool, answer, gathered, now_ns)
 
+    def _unsaid(self, request: DecisionRequest, gathered: Gathered, now_ns: int) -> Verdict | None:
+        """The verdict where nothing is written down: then it needs no explanation, which takes most of the time."""
+        if self._plan is not None:
+            return self._unmoved(choose(request), gathered, now_ns, self._plan)
+        if not (self._ask.ahead and self._enforced):
+            return None
+        action = choose(request).action
+        return None if action in {"defer", "reroute"} else Verdict(self._ruling.mode, self._ask.home_pool, action)
+
+    def _unmoved(self, choice: Choice, gathered: Gathered, now_ns: int, plan: Deferral) -> Verdict | None:
+        """What becomes of a wait, unless its plan moves."""
+        mode, pool = self._ruling.mode, choice.pool or self._ask.home_pool
+        if choice.action == "defer" and choice.start is not None:
+            alike = pool == plan.pool and abs(_ns_of(choice.start) - plan.start_wall_ns) < gathered.slot_s * NS_PER_S
+            # Starts are planned from the present on, so that they shift with it.
+            return Verdict(mode, pool, "defer", deferral=plan) if alike else None
+        # What would be denied now may be allowed at its start. What is to start is asked for by whoever starts it.
+        unsaid = choice.action == "deny" or ("signal_meta" in gathered.request and _is_between(plan, now_ns, gathered))
+        return Verdict(mode, pool, "defer" if unsaid else "run", deferral=plan if unsaid else None)
+
     def _defer(
         self, pool: str, answer: dict[str, Any], gathered: Gathered, now_ns: int, *, last: bool
     ) -> Verdict | None:
         deferral = self._deferral(answer)
-        if self._plan is not None and _alike(deferral, self._plan, gathered.slot_s):
-            return Verdict(self._ruling.mode, pool, "defer", deferral=self._plan)
-        planned = self._of.deferrals.plan(deferral, places=gathered.places[pool], slot_s=gathered.slot_s)
+        verdict = self._said("defer", pool, answer, gathered, now_ns, deferral)
+        places, slot_s = gathered.places[pool], gathered.slot_s
+        planned = self._of.deferrals.plan(deferral, places=places, slot_s=slot_s, decision=verdict.decision)
         if planned:
-            return self._said("defer", pool, answer, gathered, now_ns, deferral)
+            if self._plan is not None:
+                self._of.planned.moved(self._plan, deferral)
+            return verdict
+        self._of.planned.forget()
         if self._plan is not None and planned is Planned.FULL:
             return Verdict(self._ruling.mode, pool, "defer", deferral=self._plan)
         if planned is not Planned.FULL or left_s() == 0.0:
             self._wish = replace(self._wish, deferrable=False)
         if not last:
             return None
-        action: Action = "run" if self._reserve(self._ask.home_pool, gathered) else "deny"
+        action: Action = "run" if self._ask.ahead or self._reserve(self._ask.home_pool, gathered) else "deny"
         return self._said(action, self._ask.home_pool, answer, gathered, now_ns)
 
     def _reserve(self, pool: str, gathered: Gathered) -> bool:
@@ -230,19 +266,15 @@ class Asking:
 
     def _keep(self, answer: dict[str, Any], standings: Sequence[Standing], verdict: Verdict) -> None:
         """Writes the decision down, and the regime for the next one."""
-        if verdict.decision is None:
+        if verdict.decision is None or (self._ask.ahead and verdict.action not in {"defer", "reroute"}):
             return
         of = self._of
-        of.ledger.put_decision(verdict.decision)
+        if verdict.deferral is None:  # else it was written with the plan
+            of.ledger.put_decision(verdict.decision)
         before = {standing.budget.name: standing.regime for standing in standings}
         name, regime = answer.get("budget"), answer["regime"]
         if name in before and regime is not None and before[name] != regime:
             of.budgets.set_regime(name, regime)
-
-
-def _alike(plan: Deferral, before: Deferral, slot_s: float) -> bool:
-    """Whether a plan is the one before: starts are planned from the present on, so that they shift with it."""
-    return plan.pool == before.pool and abs(plan.start_wall_ns - before.start_wall_ns) < slot_s * NS_PER_S
 
 
 def _is_between(plan: Deferral, now_ns: int, gathered: Gathered) -> bool:
@@ -253,4 +285,8 @@ def _is_between(plan: Deferral, now_ns: int, gathered: Gathered) -> bool:
 
 
 def _wall_ns(text: str) -> int:
-    return round(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() * NS_PER_S)
+    return _ns_of(datetime.fromisoformat(text.replace("Z", "+00:00")))
+
+
+def _ns_of(moment: datetime) -> int:
+    return round(moment.timestamp() * NS_PER_S)

@@ -8,26 +8,32 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from tao_flows.admission.ask import Ask, Noted
+from tao_flows.admission.planned import PlannedStarts
 from tao_flows.admission.told import Told
 from tao_flows.budget import EnergyBudget, budgets_over
 from tao_flows.clock import Clock
 from tao_flows.config import TaoConfig
-from tao_flows.errors import ConfigError, LedgerError
+from tao_flows.controller.parse import StepsMemo
+from tao_flows.errors import ConfigError, LedgerError, TaoError
 from tao_flows.leases import Leases
 from tao_flows.ledger.base import Ledger
-from tao_flows.ledger.budgets import BudgetStore, read_all
+from tao_flows.ledger.budgets import BudgetStore, Standing, read_all, read_regimes
 from tao_flows.ledger.deferrals import DeferralStore
 from tao_flows.ledger.pools import PoolStore, read_pools, read_states
 from tao_flows.ledger.turns import left_s
-from tao_flows.pool_state import MAX_AGE_S, PoolState, refresh_power
+from tao_flows.pool_state import MAX_AGE_S, PoolState, live, live_fields, refresh_power
 from tao_flows.pools import WorkerPool, load_pools, merge_pools
 from tao_flows.profiles import Profiles
 from tao_flows.rules import Ruling
 from tao_flows.signals.board import SignalBoard
 from tao_flows.units import NS_PER_S
 
+Partners = Callable[[TaoConfig], tuple[WorkerPool, ...]]
+"""Gives the pools of other organisations that are trusted now. Never raises."""
 SHARED_TTL_S: Final = 5.0
 """Budgets, pools and how they stand are read at most this often, for all tasks of a process together."""
+LOOK_S: Final = 1.0
+"""Whether anything has changed that concerns what waits is looked at this often, for all that waits together."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,20 @@ class Defined:
     budgets: dict[str, EnergyBudget]
     pools: tuple[WorkerPool, ...] = ()
     states: Mapping[str, tuple[PoolState, ...]] | None = None
+    regimes: Mapping[str, str] | None = None
+    """By budget, as decisions left it."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What decisions have in common, as far as a change of it is reason to decide anew."""
+
+    config: TaoConfig
+    pools: tuple[WorkerPool, ...]
+    online: tuple[bool, ...]
+    """By pool."""
+    regimes: Mapping[str, str]
+    signals: tuple[object, ...]
 
 
 class _Kept:
@@ -72,16 +92,26 @@ class Shared:
         board: the carbon and price signals.
         clock: where time comes from.
         noted: told of our failures.
+        partners: other organisations' pools that are trusted now.
     """
 
     def __init__(
-        self, ledger: Ledger, profiles: Profiles, board: SignalBoard | None, clock: Clock, noted: Noted
+        self,
+        ledger: Ledger,
+        profiles: Profiles,
+        board: SignalBoard | None,
+        clock: Clock,
+        noted: Noted,
+        partners: Partners | None = None,
     ) -> None:
+        self._partners = partners
         self.ledger, self.profiles, self.board, self.clock, self.noted = ledger, profiles, board, clock, noted
         self.told = Told(noted, clock)
         self.budgets = BudgetStore(ledger)
         self.deferrals = DeferralStore(ledger)
+        self.planned = PlannedStarts(self.deferrals, clock)
         self.leases = Leases(self.budgets)
+        self.steps = StepsMemo()
         self.planning = threading.Lock()
         """Held by the one thread of this process that chooses a slot: what it finds free is then not taken by us."""
         self._pool_store = PoolStore(ledger)
@@ -90,12 +120,16 @@ class Shared:
         """The settings' pools, as they could last be read."""
         self._put: dict[str, EnergyBudget] = {}
         """What settings and code define, as it was when the ledger was last told."""
+        self._stood: dict[tuple[str, ...], tuple[int, list[Standing]]] = {}
+        self._world: World | None = None
+        self._looked_ns = 0
+        self._looking = threading.Lock()
         self._asking_power = threading.Lock()
         self._asked_power_ns = -(2**62)
 
     def _read(self) -> Defined:
         with self.ledger.transaction(write=False) as tx:
-            return Defined({b.name: b for b in read_all(tx)}, read_pools(tx), read_states(tx))
+            return Defined({b.name: b for b in read_all(tx)}, read_pools(tx), read_states(tx), read_regimes(tx))
 
     def pools(self, config: TaoConfig, *, blind: bool = False) -> tuple[WorkerPool, ...]:
         """The pools that are described, in the settings' file before the ledger. A file that is broken is told of.
@@ -111,7 +145,9 @@ class Shared:
             self._written = () if config.pools is None else load_pools(config.pools)
         except ConfigError as error:
             self.told.tell(error, "pools kept as they were")
-        return merge_pools(self._written, () if blind else self._kept.get().pools)
+        # A partner's first: no description of ours makes a pool of theirs one of ours.
+        theirs = () if self._partners is None or blind else self._partners(config)
+        return merge_pools(theirs, self._written, () if blind else self._kept.get().pools)
 
     def states(self, pools: Sequence[WorkerPool], now_wall_ns: int) -> Mapping[str, tuple[PoolState, ...]]:
         """How pools were last seen; what they draw is asked anew in the background where it is not known of late.
@@ -168,6 +204,42 @@ class Shared:
         return budget.name not in known.budgets or (
             self._put.get(budget.name) != budget and known.budgets[budget.name] != budget
         )
+
+    def standings(self, names: Sequence[str]) -> list[Standing]:
+        """How budgets stand for what waits, which has reserved nothing of them: read once in ``LOOK_S`` for all.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        now_ns, kept = self.clock.monotonic_ns(), self._stood.get(tuple(names))
+        if kept is None or now_ns - kept[0] >= LOOK_S * NS_PER_S:
+            kept = self._stood[tuple(names)] = (now_ns, self.budgets.standings(names))
+        return kept[1]
+
+    def world(self, config: TaoConfig) -> World | None:
+        """How things stand: the very same object while nothing has changed. Never raises.
+
+        What cannot be read is taken as unchanged; None where it never could.
+        """
+        with self._looking:
+            now_ns, last = self.clock.monotonic_ns(), self._world
+            if last is None or last.config is not config or now_ns - self._looked_ns >= LOOK_S * NS_PER_S:
+                self._looked_ns = now_ns
+                try:
+                    world = self._look(config)
+                except TaoError as error:
+                    self.told.tell(error, "looking at what has changed")
+                else:
+                    self._world = last if world == last else world
+            return self._world
+
+    def _look(self, config: TaoConfig) -> World:
+        now_wall_ns = self.clock.wall_ns()
+        pools = self.pools(config)
+        states = self.states(pools, now_wall_ns)
+        online = (live_fields(pool, live(states.get(pool.pool_id, ()), now_wall_ns))["online"] for pool in pools)
+        signals = () if self.board is None else self.board.marks(now_wall_ns)
+        return World(config, pools, tuple(online), self._kept.get().regimes or {}, signals)
 
     def look_again(self) -> None:
         """Has the ledger read anew: what was kept of it turned out to be wrong."""

@@ -20,7 +20,7 @@ from tao_flows.units import NS_PER_S, s_from_ns
 
 AT_ONCE_S: Final = 0.25
 """How long a client that is answered at once waits for a figure where it should not wait."""
-_COUNTED_BY_CALLER: Final = ("steps", "process")
+_COUNTED_BY_CALLER: Final = ("steps", "process", "self")
 
 
 class AgentMeter(Meter):

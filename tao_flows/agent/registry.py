@@ -384,7 +384,7 @@ class Registry:
         session, now = window.session, self.stamp()
         task = self._inclusive(window.base).since(window.used) if window.owned else self._claim(window, request.cpu_ns)
         overhead = None
-        if window.kind == "process":
+        if window.kind in {"process", "self"}:
             rest = self._usage(session.number).since(window.used)
             mine = session.claimed.since(window.claimed)
             left = Usage(
@@ -392,7 +392,7 @@ class Registry:
                 max(0, rest.cpu_ns - mine.cpu_ns),
             )
             engines = self.engines.used().since(window.engines)
-            overhead = left.plus(engines) if session.privileged else left
+            overhead = left.plus(engines) if session.privileged and window.kind == "process" else left
         ended_ns = self._clock.monotonic_ns() if window.ended_ns is None else window.ended_ns
         return figure(
             Span(window.before, now, task, overhead),

@@ -8,12 +8,12 @@ same ``seq``, and ``ok``. Answers to ``end`` can come later than those to reques
     end      {window, token, cpu_ns?, keep?} -> {figure}
     status   {}                              -> {status}
 
-``begin`` opens a window over one of four kinds of party: ``command``, a process of the client's and all that it starts
+``begin`` opens a window over one of five kinds of party: ``command``, a process of the client's and all that it starts
 (``pid``); ``thread``, one thread of the client's and all that it starts (``tid``), with threads of its process that
 serve whatever task calls them (``pool``), while it is the only task there; ``steps``, code that gives its
 thread away between steps, whose CPU time only the client can tell (``cpu_ns`` of ``end``) and whose joules are a part
 of those of the client's own process; ``process``, the client's own process, with ``cpu_ns`` of it the user's code and
-the rest the engine's. Process and thread numbers are those that the client sees. ``keep`` leaves the window open.
+the rest the engine's, and all that engines' other processes use; ``self``, the same without those. Process and thread numbers are those that the client sees. ``keep`` leaves the window open.
 
 A client is privileged when it runs as root or as the agent's user, and not in another's container; or as a member of
 the group that the agent was told to trust. Others get their own joules and nothing of the host's, over spans of at least a second, in whole millijoules: counters read finely leak secrets (CVE-2020-8694).
@@ -35,7 +35,7 @@ MAX_LABEL: Final = 200
 MAX_POOL: Final = 256
 _MOST: Final = 2**63 - 1
 
-Kind = Literal["command", "thread", "steps", "process"]
+Kind = Literal["command", "thread", "steps", "process", "self"]
 ClientRole = Literal["engine", "tool", "none"]
 """What a client's own process is, beside the windows it opens: an engine's, tao-flows' own command, or neither."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -92,7 +93,9 @@ def _sample(meter: Meter, counted: list[str], busy_s: Callable[[], float | None]
     interval_s = min(_INTERVAL_S, seconds / _LEAST_SAMPLES)
     samples = []
     # Drawn once a sample: a bar that turns by itself is work on a host that should have none.
-    with Progress(console=console, auto_refresh=False, transient=True, disable=not console.is_terminal) as bar:
+    bar = Progress(console=console, auto_refresh=False, transient=True, disable=not console.is_terminal)
+    # Where there is nothing to draw on it is not opened: older ones of rich leave an empty line as they close.
+    with bar if console.is_terminal else nullcontext():
         for _ in bar.track(range(round(seconds / interval_s)), description="measuring at rest"):
             window, before_s = meter.begin(), busy_s()
             time.sleep(interval_s)

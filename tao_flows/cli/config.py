@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +11,9 @@ from tao_flows.budget import EnergyBudget
 from tao_flows.cli._console import fail, print_json, stderr, stdout
 from tao_flows.config import SETTINGS, Resolved, env_name, load_config, mask_password
 from tao_flows.errors import ConfigError, MissingExtraError
-from tao_flows.pools import load_pools
+from tao_flows.governance.environment import shown_setting
+from tao_flows.pools import WorkerPool, load_pools
+from tao_flows.redact import MASK
 from tao_flows.rules import Rules
 from tao_flows.signals.spec import SignalSpec
 from tao_flows.units import format_duration, format_energy
@@ -37,7 +37,7 @@ def config_command(
 ) -> None:
     """Show every setting and its value."""
     try:
-        resolved = _resolve(engine)
+        resolved = resolve(engine)
         if resolved.config.pools is not None:
             load_pools(resolved.config.pools)  # named here or mistaken here, it is looked for here
     except (ConfigError, MissingExtraError) as error:
@@ -50,39 +50,33 @@ def config_command(
         stdout().print(_table(resolved, with_origin=origin))
 
 
-def _resolve(engine: Engine) -> Resolved:
+def resolve(engine: Engine) -> Resolved:
+    """The settings as they hold in an engine.
+
+    Raises:
+        ConfigError: a setting is wrong.
+        MissingExtraError: the engine is not installed here.
+    """
     try:
         if engine is Engine.AIRFLOW:
-            from airflow_plugin.settings import airflow_settings
+            from airflow_plugin.settings import watcher
 
-            return load_config(engine=airflow_settings(), engine_name="airflow")
+            return watcher().get()
         if engine is Engine.PREFECT:
             from tao_flows.prefect.settings import watcher
 
             return watcher().get()
     except ImportError as error:
-        raise MissingExtraError(engine.value, f"showing the settings kept in {engine.value}") from error
+        raise MissingExtraError(engine.value, f"reading the settings kept in {engine.value}") from error
     return load_config()
 
 
 def _as_json(name: str, resolved: Resolved) -> dict[str, Any]:
     return {
-        "name": name,
-        "value": _plain(getattr(resolved.config, name)),
-        "origin": resolved.origins[name],
+        **shown_setting(name, resolved),
         "env": env_name(name) or None,
         "doc": SETTINGS[name].metadata["doc"],
     }
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, dict):
-        return {name: asdict(item) for name, item in value.items()}
-    if isinstance(value, tuple):
-        return list(value)
-    if isinstance(value, Rules):
-        return value.to_json()
-    return mask_password(str(value)) if isinstance(value, (str, Path)) else value
 
 
 def _table(resolved: Resolved, *, with_origin: bool) -> Table:
@@ -94,7 +88,8 @@ def _table(resolved: Resolved, *, with_origin: bool) -> Table:
     for heading in ("setting", "value", "set by" if with_origin else "what it is"):
         table.add_column(heading, overflow="fold")
     for name, setting in SETTINGS.items():
-        value = Text(_for_people(getattr(resolved.config, name)))
+        given = getattr(resolved.config, name)
+        value = Text(MASK if given is not None and setting.metadata["masked"] else _for_people(given))
         last = _origin(name, resolved) if with_origin else setting.metadata["doc"]
         table.add_row(Text(name, style="bold"), value, Text(last, style="dim"))
     return table
@@ -111,7 +106,7 @@ def _for_people(value: object) -> str:
             "\n".join(_signal(one) if isinstance(one, SignalSpec) else _budget(one) for one in value.values()) or "none"
         )
     if isinstance(value, tuple):
-        return ", ".join(value) or "none"
+        return ", ".join(item.pool_id if isinstance(item, WorkerPool) else item for item in value) or "none"
     if isinstance(value, Rules):
         return "\n".join(map(str, value.items)) or "none"
     return "none" if value in (None, "") else mask_password(str(value))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from typing import Annotated, Any
 
 import typer
@@ -12,10 +14,13 @@ import typer
 from tao_flows.agent.client import Search, find_agent
 from tao_flows.calibration import HOW
 from tao_flows.cli._console import fail, print_json, stdout
+from tao_flows.cli.config import Engine, resolve
 from tao_flows.clock import SystemClock
-from tao_flows.config import TaoConfig, load_config
+from tao_flows.config import TaoConfig
 from tao_flows.errors import SourceError, TaoError
-from tao_flows.ledger.diagnose import ledger_diagnosis
+from tao_flows.ledger import open_ledger
+from tao_flows.ledger.diagnose import ledger_diagnosis, spool_diagnosis
+from tao_flows.ledger.relational import RelationalLedger
 from tao_flows.pools import load_pools
 from tao_flows.report.text import percent
 from tao_flows.runtime import calibration_of
@@ -30,12 +35,15 @@ _COLOURS = {"ready": "green", "denied": "yellow", "absent": "dim", "broken": "re
 
 
 def doctor_command(
+    engine: Annotated[Engine, typer.Option("--engine", help="Look at this engine's deployment, too.")] = Engine.NONE,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON, and nothing else.")] = False,
 ) -> None:
     """Say what can be measured here, what cannot, why, and what to do about it."""
     try:
-        resolved = load_config()
-        found = examine(resolved.config)
+        # Airflow logs to standard output, which is for what was asked.
+        with redirect_stdout(sys.stderr):
+            resolved = resolve(engine)
+            found = _examine_airflow(resolved.config) if engine is Engine.AIRFLOW else examine(resolved.config)
     except TaoError as error:
         fail(error)
     found["remarks"] = list(resolved.remarks)
@@ -45,8 +53,20 @@ def doctor_command(
         _show(found)
 
 
-def examine(config: TaoConfig) -> dict[str, Any]:
+def _examine_airflow(config: TaoConfig) -> dict[str, Any]:
+    from airflow_plugin import doctor
+    from airflow_plugin.settings import open_named
+
+    found = examine(config, open_named)
+    return {**found, "deployment": doctor.examine(config, found["ledger"])}
+
+
+def examine(config: TaoConfig, open_it: Callable[[str], RelationalLedger] = open_ledger) -> dict[str, Any]:
     """What ``doctor --json`` says.
+
+    Args:
+        config: the settings.
+        open_it: opens the ledger that the settings name.
 
     Raises:
         ConfigError: a setting is wrong.
@@ -75,7 +95,8 @@ def examine(config: TaoConfig) -> dict[str, Any]:
         },
         "calibration": _calibration(config, discovery, agents["says"] or {}),
         "agent": agents,
-        "ledger": ledger_diagnosis(config),
+        "ledger": ledger_diagnosis(config, open_it=open_it),
+        "spool": spool_diagnosis(config.ledger),
         "pools": _pools(config),
         "engines": {name: _engine(name, package) for name, package in _ENGINES.items()},
     }
@@ -182,9 +203,12 @@ def _show(found: dict[str, Any]) -> None:
     rest.add_row("agent", _what(_with_path(found["agent"])))
     rest.add_row("idle", _what(found["calibration"]))
     rest.add_row("ledger", _what({**ledger, "summary": f"{ledger['url']}: {ledger['summary']}"}))
+    rest.add_row("spool", _what(found["spool"]))
     rest.add_row("pools", _what(found["pools"]))
     for name, engine in found["engines"].items():
         rest.add_row(name, _what(engine))
+    for check in found.get("deployment", ()):
+        rest.add_row(check["id"], _what(check))
     for remark in found["remarks"]:
         rest.add_row("note", _what({"summary": remark}))
     console.print(sources)

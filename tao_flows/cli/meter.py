@@ -14,20 +14,24 @@ from typing import Annotated, Any
 import typer
 
 from tao_flows import runtime
+from tao_flows.attribution import part_of_host
 from tao_flows.cli._console import complain, fail, stderr
-from tao_flows.command import CommandResult, run_command
-from tao_flows.config import ConfigWatcher
+from tao_flows.command import CommandResult, inherited_environment, run_command
+from tao_flows.config import ConfigWatcher, env_name
 from tao_flows.errors import InputError, SourceError, TaoError
 from tao_flows.figures import Measurement
 from tao_flows.ledger.base import RunRef
 from tao_flows.measurement import unmeasured
 from tao_flows.meter import TaskUse, Window
-from tao_flows.records import Diagnosis, HostAccount, RunKey, RunRecord, TaskRecord, TaskState
+from tao_flows.parent import parent_of
+from tao_flows.records import UNSEEN_RUN, Diagnosis, HostAccount, RunKey, RunRecord, TaskRecord, TaskState
 from tao_flows.redact import redact_command
 from tao_flows.runtime import Tao
 from tao_flows.units import format_duration, format_energy_interval, format_power
 
 SCHEMA = "tao-flows/measurement/1"
+KEPT_BACK = frozenset({env_name("bundles"), env_name("signing_key")})
+"""Variables that no metered command is given."""
 
 
 def meter_command(
@@ -56,10 +60,13 @@ def meter_command(
     except OSError as error:
         fail(InputError("NO_PROCESS", f"no process can be started: {error.strerror}", "see ulimit -u and free memory"))
     _finish(tao, run, task, result, measured)
+    bundle = _bundle(tao, run)
     rejected = [diagnosis for diagnosis in tao.discovery.diagnoses if diagnosis.status != "ready"]
     _say_problems(result, rejected)
     if json_path is None:
         _show(measured, result)
+        if bundle is not None:
+            stderr().print(f"  bundle: {bundle}", markup=False, highlight=False, soft_wrap=True)
     else:
         _write(json_path, _to_json(measured, result, redacted, rejected))
     sys.stdout.flush()
@@ -80,6 +87,7 @@ def _run(tao: Tao, command: list[str], label: str) -> tuple[CommandResult, Measu
     started_wall_ns = tao.clock.wall_ns()
     result = run_command(
         command,
+        env=_environment(config.proc_root),
         proc_root=config.proc_root,
         cgroup_root=config.cgroup_root,
         on_start=lambda pid: opened.append((tao.meter.begin(label, party="command", pid=pid), time.process_time())),
@@ -99,10 +107,12 @@ def _run(tao: Tao, command: list[str], label: str) -> tuple[CommandResult, Measu
 
 def _start(tao: Tao, label: str) -> tuple[RunRecord, TaskRecord]:
     config, now_ns = tao.config, tao.clock.wall_ns()
-    key = RunKey("meter", config.namespace, label, str(uuid.uuid4()), label, "0", 1)
-    run = RunRecord(
-        key.engine, key.namespace, key.flow, key.run_id, str(TaskState.RUNNING), now_ns, tao.segment, who=config.who
-    )
+    key, state = RunKey("meter", config.namespace, label, str(uuid.uuid4()), label, "0", 1), str(TaskState.RUNNING)
+    parent = parent_of(tao.segment, config.proc_root)
+    if parent is not None:
+        # A task of its own in the run that started us; of the run itself nothing is known here.
+        key, state = replace(parent, task=f"{parent.task}/{label}"), UNSEEN_RUN
+    run = RunRecord(key.engine, key.namespace, key.flow, key.run_id, state, now_ns, tao.segment, who=config.who)
     task = TaskRecord(key, tao.segment, TaskState.RUNNING, now_ns, who=config.who, pool="local")
     tao.ledger.put_run(run)
     tao.ledger.put_task(task)
@@ -112,10 +122,30 @@ def _start(tao: Tao, label: str) -> tuple[RunRecord, TaskRecord]:
 def _finish(tao: Tao, run: RunRecord, task: TaskRecord, result: CommandResult, measured: Measurement) -> None:
     state = TaskState.COMPLETED if result.exit_code == 0 else TaskState.FAILED
     ended_ns = tao.clock.wall_ns()
-    host = HostAccount(run.segment.host, measured.account, measured.wall_s, "command", measured.events)
+    account, window, joined = measured.account, "command", run.state == UNSEEN_RUN
+    if joined:  # others of this run can be at work on this host: only what is this command's is written
+        account = part_of_host(account, tasks_uj=account.tasks_uj, overhead_uj=account.overhead_uj)
+        window = tao.segment.id
+    host = HostAccount(run.segment.host, account, measured.wall_s, window, measured.events)
     tao.ledger.put_task(replace(task, state=state, ended_wall_ns=ended_ns, measurement=measured))
     tao.ledger.put_account(RunRef(run.engine, run.namespace, run.run_id, run.flow), host)
-    tao.ledger.put_run(replace(run, state=str(state), ended_wall_ns=ended_ns))
+    if not joined:
+        tao.ledger.put_run(replace(run, state=str(state), ended_wall_ns=ended_ns))
+
+
+def _environment(proc_root: Path) -> dict[str, str]:
+    """What CMD gets of our environment: not where bundles are signed, and with what."""
+    return {name: value for name, value in inherited_environment(proc_root).items() if name not in KEPT_BACK}
+
+
+def _bundle(tao: Tao, run: RunRecord) -> Path | None:
+    """Seals what was metered, where settings ask for it. A command inside another's run is that run's to seal."""
+    if run.state == UNSEEN_RUN or tao.config.bundles is None:
+        return None
+    from tao_flows.governance.sealing import seal_run
+
+    sealed = seal_run(tao, RunRef(run.engine, run.namespace, run.run_id, run.flow), signer="meter")
+    return None if sealed is None else sealed.path
 
 
 def _to_json(

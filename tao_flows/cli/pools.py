@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tao_flows.cli._console import fail, print_json, stderr, stdout
+from tao_flows.cli.partners import fetch_command, partner_rows, publish_command, show_partners, trust_command
 from tao_flows.clock import SystemClock, iso_from_ns
 from tao_flows.config import TaoConfig, load_config
 from tao_flows.errors import LedgerError, TaoError
@@ -27,7 +28,10 @@ _MOST_AT_ONCE = 16
 """Servers asked side by side, so that one that does not answer holds up none of the others."""
 _NOT_FOUND = 1
 
-pools_app = typer.Typer(help="The worker pools: list them, and keep descriptions in the ledger.")
+pools_app = typer.Typer(help="The worker pools: list them, keep descriptions in the ledger, share them with partners.")
+pools_app.command("publish")(publish_command)
+pools_app.command("trust")(trust_command)
+pools_app.command("fetch")(fetch_command)
 
 _Json = Annotated[bool, typer.Option("--json", help="Write JSON, and nothing else.")]
 
@@ -48,12 +52,14 @@ def ls_command(as_json: _Json = False) -> None:
     except TaoError as error:
         fail(error)
     in_ledger, states = _kept(config)
-    rows = _rows(in_file, in_ledger, states)
+    rows, theirs = _rows(in_file, in_ledger, states), partner_rows(config)
     if as_json:
         path = None if config.pools is None else str(config.pools)
-        print_json({"schema": "tao-flows/pools/1", "path": path, "pools": rows})
-    elif rows:
-        _show(rows)
+        print_json({"schema": "tao-flows/pools/1", "path": path, "pools": rows, "partners": theirs})
+    elif rows or theirs:
+        if rows:
+            _show(rows)
+        show_partners(theirs)
     else:
         said = "no pools are described: name a file of [[pools]] tables in TAO_FLOWS_POOLS, or put one in the ledger"
         stderr().print(said, markup=False)

@@ -111,7 +111,8 @@ def title(deferral: Deferral) -> str:
     """A deferral on one line."""
     key = deferral.key
     instance = f" [{plain(key.instance)}]" if key.instance else ""
-    return f"{plain(key.flow)}/{plain(key.run_id)} {plain(key.task)}{instance}, try {key.try_number}"
+    work = plain(key.task) or "the whole run"
+    return f"{plain(key.flow)}/{plain(key.run_id)} {work}{instance}, try {key.try_number}"
 
 
 def deferral_json(deferral: Deferral) -> dict[str, Any]:

@@ -13,14 +13,17 @@ from tao_flows.clock import SystemClock, iso_from_ns
 from tao_flows.config import load_config
 from tao_flows.errors import InputError, LedgerError, TaoError
 from tao_flows.ledger import open_ledger
-from tao_flows.ledger.base import Ledger
+from tao_flows.ledger.base import Ledger, RunRef
 from tao_flows.records import RunRecord
+from tao_flows.report.filters import parse_filters
 from tao_flows.report.fleet import fleet_json, print_fleet
-from tao_flows.report.model import RunReport, read_report
+from tao_flows.report.model import read_report
 from tao_flows.report.text import count, plain
+from tao_flows.runtime import signal_board
 from tao_flows.telemetry.procfs import is_alive
 from tao_flows.units import NS_PER_S, parse_duration_s
 
+_KEYS = ("engine", "namespace", "flow", "team", "owner", "pool", "quality")
 _LISTED = 10
 """Runs named in an answer to an ambiguous name."""
 
@@ -39,20 +42,36 @@ def report_command(
     by: Annotated[
         str | None, typer.Option(metavar="team|flow|pool", help="How --since groups; flow by default.")
     ] = None,
+    totals: Annotated[
+        bool,
+        typer.Option("--totals", help="All that was ever recorded, by team, model, flow, day, namespace or engine."),
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Of --since with --html: engine, flow, team, owner, pool, quality."),
+    ] = None,
 ) -> None:
     """Show what a run cost, or with --since what all runs did."""
     try:
-        if since is not None:
-            _refuse({"RUN": run, "--html": html, "--markdown": as_markdown}, "--since")
-            _fleet(since, by or "flow", as_json=as_json)
+        if totals:
+            from tao_flows.cli.totals import show_totals
+
+            _refuse({"RUN": run, "--markdown": as_markdown, "--html": html, "--only": only}, "--totals")
+            show_totals(since, by or "team", as_json=as_json)
             return
+        if since is not None:
+            _refuse({"RUN": run, "--markdown": as_markdown}, "--since")
+            _fleet(since, by or "flow", as_json=as_json, html=html, only=only or [])
+            return
+        if only:
+            raise InputError("BAD_USAGE", "--only narrows the page that --since and --html write", "add both")
         if by is not None:
             raise InputError(
                 "BAD_USAGE", "--by groups the runs that --since names", "add --since 7d, or leave out --by"
             )
         if as_json:
             _refuse({"--markdown": as_markdown}, "--json")
-        _show(_read(run or "latest"), as_json=as_json, as_markdown=as_markdown, html=html)
+        _run(run or "latest", as_json=as_json, as_markdown=as_markdown, html=html)
     except TaoError as error:
         fail(error)
 
@@ -92,15 +111,38 @@ def _refuse(options: dict[str, object], other: str) -> None:
         raise InputError("BAD_USAGE", f"{' and '.join(given)} cannot be given with {other}", "leave one of them out")
 
 
-def _read(name: str) -> RunReport:
-    ledger = reconciled(open_ledger(load_config().config.ledger))
+def _run(name: str, *, as_json: bool, as_markdown: bool, html: Path | None) -> None:
+    config = load_config().config
+    ledger = reconciled(open_ledger(config.ledger))
     try:
-        return read_report(ledger, _one(ledger, name))
+        run = one_run(ledger, name)
+        if html is not None:
+            from tao_flows.report.pages import run_page
+
+            ref = RunRef(run.engine, run.namespace, run.run_id, run.flow)
+            _write(run_page(ledger, ref, board=signal_board(config, ledger), config=config), html)
+        report = read_report(ledger, run)
     finally:
         ledger.close()
+    if as_json:
+        print_json(report.to_json())
+    elif as_markdown:
+        from tao_flows.report.markdown import render_markdown
+
+        print(render_markdown(report), end="")
+    elif html is None:
+        from tao_flows.report.terminal import print_report
+
+        print_report(report, stdout())
 
 
-def _one(ledger: Ledger, name: str) -> RunRecord:
+def one_run(ledger: Ledger, name: str) -> RunRecord:
+    """The one run that a name names.
+
+    Raises:
+        InputError: NO_RUNS, RUN_NOT_FOUND or RUN_AMBIGUOUS, which lists them.
+        LedgerError: the ledger cannot be read.
+    """
     found = ledger.find_runs(name)
     if len(found) == 1:
         return found[0]
@@ -124,44 +166,48 @@ def _listed(runs: Sequence[RunRecord]) -> str:
     return shown if len(runs) <= _LISTED else f"{shown} and {len(runs) - _LISTED:,} more"
 
 
-def _show(report: RunReport, *, as_json: bool, as_markdown: bool, html: Path | None) -> None:
-    if html is not None:
-        _write_page(report, html)
-    if as_json:
-        print_json(report.to_json())
-    elif as_markdown:
-        from tao_flows.report.markdown import render_markdown
-
-        print(render_markdown(report), end="")
-    elif html is None:
-        from tao_flows.report.terminal import print_report
-
-        print_report(report, stdout())
-
-
-def _write_page(report: RunReport, path: Path) -> None:
-    from tao_flows.report.html import render_html
-
+def _write(page: str, path: Path) -> None:
     try:
-        path.write_text(render_html(report), encoding="utf-8")
+        path.write_text(page, encoding="utf-8")
     except OSError as error:
         raise InputError("UNWRITABLE", f"{path}: {error.strerror}", "give --html a file that can be written") from None
     stderr().print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _fleet(since: str, by: str, *, as_json: bool) -> None:
+def _fleet(since: str, by: str, *, as_json: bool, html: Path | None, only: Sequence[str]) -> None:
     since_wall_ns = since_ns(since)
-    ledger = reconciled(open_ledger(load_config().config.ledger))
+    query = _query(since, only)
+    if only and html is None:
+        raise InputError("BAD_USAGE", "--only narrows the page that --html writes", "add --html FILE, or leave it out")
+    config = load_config().config
+    ledger = reconciled(open_ledger(config.ledger))
     try:
         rows, overheads = ledger.fleet(since_wall_ns, by), ledger.overheads(since_wall_ns)
         if not rows and not ledger.runs():
             raise nothing_yet(ledger)
+        if html is not None:
+            from tao_flows.report.pages import fleet_page
+
+            _write(fleet_page(ledger, board=signal_board(config, ledger), config=config, query=query), html)
     finally:
         ledger.close()
     if as_json:
         print_json(fleet_json(rows, by, since_wall_ns, overheads))
-    else:
+    elif html is None:
         print_fleet(rows, by, since_wall_ns, overheads, stdout())
+
+
+def _query(since: str, only: Sequence[str]) -> dict[str, str]:
+    """The filters of the page, as an address would have them."""
+    query = {"since": since}
+    for each in only:
+        key, equals, value = each.partition("=")
+        if not equals or key not in _KEYS:
+            raise InputError("BAD_USAGE", f"--only {each!r} is no filter", f"give KEY=VALUE of {', '.join(_KEYS)}")
+        query[key] = value
+    if problems := parse_filters(query)[1]:
+        raise problems[0]
+    return query
 
 
 def since_ns(since: str) -> int:

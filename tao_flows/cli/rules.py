@@ -94,4 +94,5 @@ def _values(ruling: Ruling) -> dict[str, Any]:
         "reroutable": "yes" if ruling.reroutable else "no",
         "max_defer": format_duration(ruling.max_defer_s) if ruling.max_defer_s else "none",
         "deadline": "none" if ruling.deadline is None else str(ruling.deadline),
+        "allowed_orgs": plain(", ".join(ruling.allowed_orgs)) or "none",
     }

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cache, cached_property
+from functools import cache
 from typing import NamedTuple
 
 from tao_flows.controller.constraints import constraints_now
@@ -32,6 +32,7 @@ from tao_flows.controller.pareto import Vector, staircase
 from tao_flows.controller.penalty import Penalty, binding, penalty_of
 from tao_flows.controller.plan import later_starts_us, latest_start_s
 from tao_flows.controller.score import Scale, scale_of, weights_in_use
+from tao_flows.lazily import lazily
 from tao_flows.units import S_PER_H, US_PER_S, kwh_from_j
 
 
@@ -61,7 +62,7 @@ class Run:
         rent = self.rent is not None and (price or not self.has_price)
         return energy, carbon, rent, begin_us is not None and length_us is not None
 
-    @cached_property
+    @lazily
     def now(self) -> Objectives:
         """What starting now would cost."""
         begin_s, length_s, rent = self.begin_s, self.length_s, self.rent
@@ -121,7 +122,7 @@ class Prospect:
         """What its start now would cost, in the objectives that are known for all pools."""
         return only_as_known(self.run.now, self.known)
 
-    @cached_property
+    @lazily
     def starts_us(self) -> Sequence[int]:
         """The later starts that it may wait for, in microseconds from now."""
         if not self.waits:

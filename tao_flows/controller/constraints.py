@@ -35,6 +35,8 @@ def _hard(request: DecisionRequest, pool: Pool) -> Iterator[Constraint]:
     task = request.task
     yield Constraint("online", pool.online, True, pool.online, hard=True)
     yield Constraint("trust", pool.trusted, True, pool.trusted, hard=True)
+    if pool.org is not None:
+        yield Constraint("org", pool.org, task.allowed_orgs, pool.org in task.allowed_orgs, hard=True)
     if not task.reroutable:
         yield Constraint("reroutable", pool.pool_id, task.home_pool, pool.pool_id == task.home_pool, hard=True)
     if task.allowed_zones is not None:

@@ -109,6 +109,8 @@ def describe(constraint: Constraint) -> str:
         return f"capabilities (lacks {', '.join(name for name in limit if name not in value)})"
     if constraint.id == "zone" and isinstance(limit, tuple):
         return f"zone ({'unknown' if value is None else value}, allowed: {', '.join(limit) or 'none'})"
+    if constraint.id == "org" and isinstance(limit, tuple):
+        return f"org ({value}, allowed: {', '.join(limit) or 'none'})"
     if constraint.unit is None:
         return constraint.id
     if value is None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from datetime import datetime
-from functools import cached_property
 from itertools import accumulate, islice
 from operator import itemgetter, mul, sub
 from typing import Any, Final
 
 from tao_flows.controller.model import MICROSECOND, Step, us_between
+from tao_flows.lazily import lazily
 
 _START: Final = itemgetter(0)
 _VALUE: Final = itemgetter(1)
@@ -49,12 +49,12 @@ class Forecast:
             self.has_nulls = True
             self.least_issued = min(value or 0.0 for value in self._values)
 
-    @cached_property
+    @lazily
     def settled_us(self) -> int:
         """When the last step starts, after which nothing changes; not before now."""
         return max(us_between(self._now, self._given[self._last - 1].start), 0)
 
-    @cached_property
+    @lazily
     def least(self) -> float:
         """The least value there is, margin included; no mean of a later run is below it."""
         least = self.least_issued
@@ -109,16 +109,16 @@ class Forecast:
         first, last = (bisect_right(self._times, at) for at in (begin_us, max(end_us - 1, begin_us)))
         return None in self._values[first - 1 : last]
 
-    @cached_property
+    @lazily
     def _steps(self) -> Sequence[Step]:
         """The one that holds now, and those that start before the end."""
         return self._given[self._first : self._last]
 
-    @cached_property
+    @lazily
     def _values(self) -> list[Any]:
         return list(map(_VALUE, self._steps))
 
-    @cached_property
+    @lazily
     def _robust(self) -> list[float]:
         """The values with the margin; what is null is left at nothing."""
         margin, values = self._margin, self._values
@@ -126,13 +126,13 @@ class Forecast:
             values = [value or 0.0 for value in values]
         return [value + margin * abs(value) for value in values] if margin else values
 
-    @cached_property
+    @lazily
     def _times(self) -> list[int]:
         """Starts of the steps; that of the first is not after now."""
         now = self._now
         return [(start - now) // MICROSECOND for start, _ in self._steps]
 
-    @cached_property
+    @lazily
     def _integral(self) -> tuple[list[int], list[int], list[int], int]:
         """By step its start, its value times ``scale``, and what to add to value times time for the integral."""
         ratios = list(map(float.as_integer_ratio, self._robust))

@@ -86,6 +86,8 @@ class Pool:
     capacity_by_slot: tuple[tuple[datetime, int], ...] = ()
     capabilities: tuple[str, ...] = ()
     trusted: bool = True
+    org: str | None = None
+    """The other organisation whose pool it is, whose claims its figures are; None: it is ours."""
 
     @property
     def predicted_s(self) -> float | None:
@@ -115,6 +117,8 @@ class Task:
     allowed_zones: tuple[str, ...] | None = None
     """None allows every zone; an empty tuple allows none."""
     requires: tuple[str, ...] = ()
+    allowed_orgs: tuple[str, ...] = ()
+    """Other organisations that may be given the work; by default none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,21 +36,46 @@ from tao_flows.controller.model import (
 
 _ABSOLUTE_ZERO_C = -273.15
 _ANY = -math.inf
+_MOST_KEPT = 64
+"""Lists of steps that a memo holds; beyond it all are read anew."""
 _REQUEST = (
     "now", "previous_regime", "task", "budget", "pools", "signals", "signal_meta", "slot_s", "engine_latency_s",
     "safety_s", "min_dwell_s", "preference", "on_infeasible",
 )  # fmt: skip
 _TASK = (
     "key", "home_pool", "ready_at", "deadline", "max_defer_s", "deferrable", "reroutable", "allowed_zones", "requires",
+    "allowed_orgs",
 )  # fmt: skip
 _POOL = (
     "pool_id", "zone", "online", "capacity_free", "capacity_by_slot", "capabilities", "trusted", "energy_j",
     "runtime_s", "queue_wait_s", "dispatch_energy_j", "pue", "price_per_h", "power_w", "power_cap_w", "temperature_c",
-    "temperature_limit_c",
+    "temperature_limit_c", "org",
 )  # fmt: skip
 
 
-def parse_request(request: object) -> DecisionRequest:
+class StepsMemo:
+    """Steps that were read before, by the very list they stand in: for decisions that share their signals.
+
+    A list that was read is not to be changed. Safe to share between threads.
+    """
+
+    def __init__(self) -> None:
+        self._read: dict[tuple[int, str], tuple[object, tuple[Step, ...]]] = {}
+
+    def of(self, value: object, path: str, unit: str, least: float) -> tuple[Step, ...]:
+        """The steps of ``value``, checked once."""
+        kept = self._read.get((id(value), path))
+        if kept is not None and kept[0] is value:
+            return kept[1]
+        steps = _steps(value, path, unit, least)
+        if len(self._read) >= _MOST_KEPT:
+            self._read = {}
+        # The list is held, so that no other comes to have its identity.
+        self._read[id(value), path] = (value, steps)
+        return steps
+
+
+def parse_request(request: object, memo: StepsMemo | None = None) -> DecisionRequest:
     """A request in the form of the CLI contract, checked field by field.
 
     Null stands for unknown in ``zone``, ``capacity_free``, ``energy_j``, ``runtime_s``, ``queue_wait_s``,
@@ -58,10 +83,15 @@ def parse_request(request: object) -> DecisionRequest:
     but ``follow``; elsewhere a null optional field counts as absent. A preference that names some weights sets the
     others to 0. ``budget`` is one budget or a list of them, each with a ``name`` of its own.
 
+    Args:
+        request: what to read.
+        memo: of requests before, whose signals may be in this one too.
+
     Raises:
         InputError: a field is missing, unknown, of the wrong type, out of range, not finite, or contradicts another;
             the summary begins with its path.
     """
+    memo = memo or StepsMemo()
     fields = Fields(request, "", _REQUEST)
     now = fields.moment("now")
     slot_s = fields.positive("slot_s", "seconds", default=300.0)
@@ -72,7 +102,7 @@ def parse_request(request: object) -> DecisionRequest:
         pools=pools,
         previous_regime=cast("Regime | None", _one_of(fields, "previous_regime", get_args(Regime))),
         budgets=_budgets(fields),
-        signals=_signals(fields),
+        signals=_signals(fields, memo),
         signal_meta=_signal_meta(fields, now),
         slot_s=slot_s,
         engine_latency_s=fields.number("engine_latency_s", "seconds", default=0.0),
@@ -109,6 +139,7 @@ def _task(request: Fields, now: datetime, pools: tuple[Pool, ...]) -> Task:
         reroutable=fields.flag("reroutable", default=False),
         allowed_zones=fields.texts("allowed_zones"),
         requires=fields.texts("requires") or (),
+        allowed_orgs=fields.texts("allowed_orgs") or (),
     )
 
 
@@ -172,6 +203,7 @@ def _pool(fields: Fields, now: datetime, slot_s: float) -> Pool:
         capacity_by_slot=_capacity_by_slot(fields, now, slot_s),
         capabilities=fields.texts("capabilities") or (),
         trusted=fields.flag("trusted", default=True),
+        org=None if fields.optional("org") is None else fields.text("org"),
     )
 
 
@@ -216,23 +248,23 @@ def _capacity_by_slot(pool: Fields, now: datetime, slot_s: float) -> tuple[tuple
     return tuple(sorted(slots))
 
 
-def _signals(request: Fields) -> Signals:
+def _signals(request: Fields, memo: StepsMemo) -> Signals:
     value = request.optional("signals")
     if value is None:
         return Signals()
     fields = Fields(value, "signals", ("carbon_g_per_kwh", "price_per_kwh"))
     return Signals(
-        carbon_g_per_kwh=_signal(fields, "carbon_g_per_kwh", "grams a kWh", least=0.0),
-        price_per_kwh=_signal(fields, "price_per_kwh", "a price a kWh", least=_ANY),
+        carbon_g_per_kwh=_signal(fields, "carbon_g_per_kwh", "grams a kWh", 0.0, memo),
+        price_per_kwh=_signal(fields, "price_per_kwh", "a price a kWh", _ANY, memo),
     )
 
 
-def _signal(signals: Fields, name: str, unit: str, least: float) -> Signal | None:
+def _signal(signals: Fields, name: str, unit: str, least: float, memo: StepsMemo) -> Signal | None:
     value, path = signals.optional(name), signals.at(name)
     if value is None:
         return None
     zones = as_object(value, path, 'give an object by zone: {"DE": [{"start": ..., "value": ...}]}')
-    return {as_text(zone, path): _steps(steps, f"{path}.{zone}", unit, least) for zone, steps in zones.items()}
+    return {as_text(zone, path): memo.of(steps, f"{path}.{zone}", unit, least) for zone, steps in zones.items()}
 
 
 def _steps(value: object, path: str, unit: str, least: float) -> tuple[Step, ...]:

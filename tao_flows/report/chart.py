@@ -1,4 +1,4 @@
-"""Charts as SVG: energy by task with its interval, the account as one bar, tasks on a time line.
+"""Charts as SVG: energy by task with its interval, the account as one bar, small lines of earlier runs.
 
 One drawing serves the HTML page, whose style sheet sets the colours, and an image that stands alone. Estimated
 parts are hatched, so that no estimate looks measured. The colours are Okabe and Ito's, told apart by people with any
@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Final, NamedTuple
 
-from tao_flows.figures import Account, Figure, Quality
+from tao_flows.figures import Account, Figure, Quality, joules
 from tao_flows.report.model import RunReport
-from tao_flows.report.rows import Span, TaskRow
-from tao_flows.report.summary import TaskGroup, account_lines, dearest, overview
+from tao_flows.report.summary import TaskGroup, account_lines, overview
 from tao_flows.report.text import energy_text, percent, plain
-from tao_flows.units import NS_PER_S, format_duration, format_energy, format_power
+from tao_flows.units import format_energy
 
 CHART_CSS: Final = """
 .chart text{font:12px system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",sans-serif;fill:var(--ink,#1c2430)}
@@ -31,15 +30,14 @@ CHART_CSS: Final = """
 .chart .unattributed{fill:var(--unattributed,#b4bac2)}
 .chart .stripe{stroke:var(--paper,#fff);stroke-width:3;stroke-opacity:.45}
 .chart .whisker{stroke:var(--ink,#1c2430);stroke-width:1.4;stroke-opacity:.75;fill:none}
+.chart .gap{fill:none;stroke:var(--unknown,#8a929d);stroke-dasharray:3 2}
 .chart .grid{stroke:var(--line,#dfe4ea);stroke-width:1}.chart .paper{fill:var(--paper,#fff)}
-.chart .span{fill:var(--tasks,#0072b2);stroke:var(--tasks,#0072b2);stroke-width:1}
-.chart .open{fill:none;stroke:var(--overhead,#d55e00);stroke-width:1.4;stroke-dasharray:4 3}
+.chart .thread{stroke:var(--soft,#5b6675);stroke-width:1.4;fill:none}.chart .usual{stroke:var(--soft,#5b6675);stroke-dasharray:2 3}
+.chart .point{fill:var(--soft,#5b6675)}.chart .here{fill:var(--overhead,#d55e00)}
 """
 _MARGIN: Final = 16
 _ROW: Final = 24
-_LANE: Final = 20
-_PALEST: Final = 0.18
-"""Opacity of a span that drew nothing, against 1 for the one that drew most."""
+_MOSTLY: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +67,19 @@ class Drawing:
     width: int
     height: float
     body: tuple[str, ...]
+    style: str = ""
+    """A further class, such as ``small``: as wide as it is drawn, and no wider."""
 
     def inline(self) -> str:
         """SVG for a page whose style sheet holds ``CHART_CSS``."""
-        return self._svg(f'viewBox="0 0 {self.width} {self.height:.0f}"', "")
+        size = f'width="{self.width}" height="{self.height:.0f}" ' if self.style else ""
+        return self._svg(f'{size}viewBox="0 0 {self.width} {self.height:.0f}"', "")
 
-    def image(self) -> str:
-        """SVG with its own style, paper and margin."""
+    def image(self, css: str = "") -> str:
+        """SVG with its own style, paper and margin; ``css`` is further style of the kind of chart that it is."""
         width, height = self.width + 2 * _MARGIN, round(self.height) + 2 * _MARGIN
         box = f'width="{width}" height="{height}"'
-        paper = f'<style>{CHART_CSS}</style><rect class="paper" x="-{_MARGIN}" y="-{_MARGIN}" {box}/>'
+        paper = f'<style>{CHART_CSS}{css}</style><rect class="paper" x="-{_MARGIN}" y="-{_MARGIN}" {box}/>'
         return self._svg(f'{box} viewBox="-{_MARGIN} -{_MARGIN} {width} {height}"', paper)
 
     def _svg(self, box: str, paper: str) -> str:
@@ -87,7 +88,7 @@ class Drawing:
             'patternTransform="rotate(45)"><line class="stripe" x1="0" y1="0" x2="0" y2="7"/></pattern></defs>'
         )
         return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" aria-label="{escape(self.title)}" '
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="{f"chart {self.style}".strip()}" role="img" aria-label="{escape(plain(self.title, 200))}" '
             f"{box}>{paper}{hatch}{''.join(self.body)}</svg>"
         )
 
@@ -100,64 +101,97 @@ def energy_chart(report: RunReport, room: Room = PAGE, *, limit: int = 30, name:
     body = [_bar(bar, 8 + index * _ROW, per_uj, room, name) for index, bar in enumerate(bars)]
     height = 16 + len(bars) * _ROW
     if rest is not None:
-        body.append(_text(room.label - 10, height + 10, rest.title, "soft", "end"))
-        body.append(_text(room.width, height + 10, energy_text(rest.energy), "soft num", "end"))
+        body.append(label(room.label - 10, height + 10, rest.title, "soft", "end"))
+        body.append(label(room.width, height + 10, energy_text(rest.energy), "soft num", "end"))
         height += _ROW
     shown = [quality for quality in Quality if any(bar.energy.quality is quality for bar in bars)]
     body.append(_quality_legend(shown, height + 10, room, name))
     return Drawing(name, f"Energy by task, in all {energy_text(report.energy)}", room.width, height + 24, tuple(body))
 
 
-def account_chart(account: Account, room: Room = PAGE, *, name: str = "account") -> Drawing:
-    """The account as one stacked bar, with a legend that says what is unknown."""
+def account_chart(
+    account: Account, room: Room = PAGE, *, parts: Sequence[Account] = (), name: str = "account"
+) -> Drawing:
+    """The account as one stacked bar, estimates hatched, with a legend that says what is unknown.
+
+    Args:
+        account: the whole.
+        room: how wide.
+        parts: the accounts that it is the sum of: of a line, the part that is estimated is hatched.
+        name: unique in the page.
+    """
     lines = account_lines(account)
-    estimated = account.quality is Quality.ESTIMATED
     body, x = [], 0.0
     for line in lines:
         if line.share is None or line.share <= 0:
             continue
         width = line.share * room.width
         tip = f"{line.title}: {format_energy(line.value_j)}, {percent(line.share)}"
-        body.append(_rect(_Box(x, 0, width, 30), line.name, hatch=name if estimated else "", tip=tip))
+        body.append(_rect(_Box(x, 0, width, 30), line.name, tip=tip))
+        if (estimated := _estimated_share(line.name, account, parts)) > 0:
+            left = x + width * (1 - estimated)
+            body.append(_hatch(_Box(left, 0, width * estimated, 30), name))
         # Room for the text, and paper under it where hatching would make it hard to read.
         if width > 56:
             body.append(_rect(_Box(x + width / 2 - 24, 6, 48, 18), "paper", radius=9))
-            body.append(_text(x + width / 2, 19.5, percent(line.share), "num", "middle"))
+            body.append(label(x + width / 2, 19.5, percent(line.share), "num", "middle"))
         x += width
     if not body:
-        body.append(_text(0, 20, "No account: nothing is known of where this host's joules went.", "soft"))
+        body.append(label(0, 20, "No account: nothing is known of where this host's joules went.", "soft"))
     step = room.width / len(lines)
     for index, line in enumerate(lines):
         left = index * step
-        hatch = name if estimated and line.share is not None else ""
-        body.append(_rect(_Box(left, 44, 14, 14), line.name, hatch=hatch))
-        body.append(_text(left + 20, 55.5, line.title, ""))
+        wholly = line.share is not None and _estimated_share(line.name, account, parts) > _MOSTLY
+        body.append(_rect(_Box(left, 44, 14, 14), line.name, hatch=name if wholly else ""))
+        body.append(label(left + 20, 55.5, line.title, ""))
         said = "unknown" if line.share is None else f"{format_energy(line.value_j)}, {percent(line.share)}"
-        body.append(_text(left + 20, 73, said, "soft num"))
+        body.append(label(left + 20, 73, said, "soft num"))
     return Drawing(name, "Where the joules of the hosts went", room.width, 80, tuple(body))
 
 
-def timeline_chart(report: RunReport, *, limit: int = 60, name: str = "timeline") -> Drawing:
-    """Tries on a time line, shaded by mean watts; what has no end is drawn with a broken line."""
-    rows, rest = dearest(report.tasks, limit)
-    rows = tuple(sorted(rows, key=lambda row: row.started_wall_ns))
-    spans = [span for row in rows for span in row.spans]
-    begin = min([report.run.started_wall_ns, *(span.started_wall_ns for span in spans)])
-    ends = [each for each in (report.run.ended_wall_ns, *(span.ended_wall_ns for span in spans)) if each is not None]
-    end = max([begin + 1, *ends, *(span.started_wall_ns for span in spans)])
-    room = PAGE.width - PAGE.label - 30
-    floor = 10 + len(rows) * _LANE
-    most_w = max((span.power_w or 0.0 for span in spans), default=0.0)
-    scale = _Scale(begin, end, room / (end - begin), most_w)
-    body = _ticks((end - begin) / NS_PER_S, room, floor)
-    for index, row in enumerate(rows):
-        y = 8 + index * _LANE
-        body.append(_text(PAGE.label - 10, y + 12, fit(row.title, PAGE.columns), "", "end"))
-        body += [_span(row, span, y, scale) for span in row.spans]
-    note = f"Darker is more power; the darkest drew {format_power(most_w)}." if most_w else ""
-    note += f" The {len(rows)} dearest of {len(report.tasks):,} are shown." if rest is not None else ""
-    body.append(_text(PAGE.label, floor + 40, note.strip(), "soft"))
-    return Drawing(name, "Tasks by time", PAGE.width, floor + 48, tuple(body))
+def _estimated_share(line: str, account: Account, parts: Sequence[Account]) -> float:
+    """How much of a line is estimated; all of it where that is all that is said of the whole."""
+    sums = {True: 0, False: 0}
+    for part in parts or (account,):
+        sums[part.quality is Quality.ESTIMATED] += getattr(part, f"{line}_uj") or 0
+    whole = sum(sums.values())
+    return sums[True] / whole if whole > 0 else float(account.quality is Quality.ESTIMATED)
+
+
+def quality_chart(by_quality_uj: Mapping[Quality, int], coverage: float, *, name: str = "mix") -> Drawing:
+    """The known joules by quality as one thin bar; what is unknown is an open part of it, by its share of the parts."""
+    whole = sum(by_quality_uj.values())
+    body, x, width = [], 0.0, 280
+    known_width = width * coverage
+    for quality, energy_uj in by_quality_uj.items():
+        part = energy_uj / whole * known_width if whole > 0 else 0.0
+        tip = f"{quality}: {format_energy(joules(energy_uj))}, {percent(energy_uj / whole if whole > 0 else None)}"
+        hatch = name if quality is Quality.ESTIMATED else ""
+        body.append(_rect(_Box(x, 0, part, 12), quality.value, hatch=hatch, tip=tip))
+        x += part
+    if coverage < 1:
+        tip = f"unknown: {percent(1 - coverage)} of the parts"
+        body.append(
+            f'<rect x="{x:.1f}" y=".5" width="{width - x:.1f}" height="11" class="gap"><title>{tip}</title></rect>'
+        )
+    return Drawing(name, "Joules by quality", width, 12, tuple(body), "small")
+
+
+def spark_chart(values: Sequence[float | None], usual: float | None, *, name: str = "trend") -> Drawing:
+    """A small line of values, oldest first, the last one marked; a gap is a value that is not known."""
+    known = [value for value in values if value is not None]
+    most = max([*known, usual or 0.0, 1e-12])
+    step = 216 / max(1, len(values) - 1)
+    points = [(2 + at * step, 40 - 34 * value / most) for at, value in enumerate(values) if value is not None]
+    body = [] if usual is None else [f'<path class="thread usual" d="M0 {40 - 34 * usual / most:.1f}h220"/>']
+    if len(points) > 1:
+        body.append(f'<path class="thread" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in points)}"/>')
+    for number, (x, y) in enumerate(points, start=1):
+        is_here = number == len(points) and values[-1] is not None
+        body.append(
+            f'<circle class="{"here" if is_here else "point"}" cx="{x:.1f}" cy="{y:.1f}" r="{3 if is_here else 1.6}"/>'
+        )
+    return Drawing(name, "Energy of the last runs of this flow", 220, 44, tuple(body), "small")
 
 
 def fit(text: str, columns: int) -> str:
@@ -170,7 +204,8 @@ def fit(text: str, columns: int) -> str:
     return line
 
 
-def _text(x: float, y: float, content: str, style: str, anchor: str = "start") -> str:
+def label(x: float, y: float, content: str, style: str, anchor: str = "start") -> str:
+    """A line of text, escaped."""
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{style}" text-anchor="{anchor}">{escape(content)}</text>'
 
 
@@ -186,22 +221,27 @@ def _rect(box: _Box, style: str, *, hatch: str = "", tip: str = "", radius: floa
     where = f'x="{box.x:.1f}" y="{box.y:.1f}" width="{width:.1f}" height="{box.height:.1f}" rx="{radius:g}"'
     title = f"<title>{escape(tip)}</title>" if tip else ""
     solid = f'<rect {where} class="{style}">{title}</rect>'
-    return solid + (f'<rect {where} fill="url(#{hatch}-hatch)" pointer-events="none"/>' if hatch else "")
+    return solid + (_hatch(box, hatch, radius) if hatch else "")
+
+
+def _hatch(box: _Box, name: str, radius: float = 2) -> str:
+    where = f'x="{box.x:.1f}" y="{box.y:.1f}" width="{max(box.width, 0.5):.1f}" height="{box.height:.1f}"'
+    return f'<rect {where} rx="{radius:g}" fill="url(#{name}-hatch)" pointer-events="none"/>'
 
 
 def _bar(bar: TaskGroup, y: float, per_uj: float, room: Room, name: str) -> str:
     figure, middle = bar.energy, y + _ROW / 2
-    drawn = [_text(room.label - 10, middle + 4, fit(bar.title, room.columns), "", "end")]
+    drawn = [label(room.label - 10, middle + 4, fit(bar.title, room.columns), "", "end")]
     if figure.value_uj is None:
         states = ", ".join(str(state) for state, _ in bar.states)
-        drawn.append(_text(room.label, middle + 4, f"unknown ({states})", "soft"))
+        drawn.append(label(room.label, middle + 4, f"unknown ({states})", "soft"))
         return "".join(drawn)
     hatch = name if figure.quality is Quality.ESTIMATED else ""
     tip = f"{plain(bar.title)}: {energy_text(figure)}, {figure.quality}"
     box = _Box(room.label, y + 4, figure.value_uj * per_uj, _ROW - 9)
     drawn.append(_rect(box, figure.quality.value, hatch=hatch, tip=tip))
     drawn.append(_whisker(figure, room.label, middle - 0.5, per_uj))
-    drawn.append(_text(room.width, middle + 4, energy_text(figure), "num", "end"))
+    drawn.append(label(room.width, middle + 4, energy_text(figure), "num", "end"))
     return "".join(drawn)
 
 
@@ -218,32 +258,13 @@ def _quality_legend(qualities: Sequence[Quality], y: float, room: Room, name: st
     for quality in qualities:
         hatch = name if quality is Quality.ESTIMATED else ""
         drawn.append(_rect(_Box(x, y - 9, 12, 12), quality.value, hatch=hatch))
-        drawn.append(_text(x + 18, y + 1, quality.value, "soft"))
+        drawn.append(label(x + 18, y + 1, quality.value, "soft"))
         x += 40 + 7 * len(quality.value)
-    return "".join([*drawn, _text(room.width, y + 1, "whiskers: low to high", "soft", "end")])
+    return "".join([*drawn, label(room.width, y + 1, "whiskers: low to high", "soft", "end")])
 
 
-@dataclass(frozen=True, slots=True)
-class _Scale:
-    begin_ns: int
-    end_ns: int
-    per_ns: float
-    most_w: float
-
-
-def _span(row: TaskRow, span: Span, y: float, scale: _Scale) -> str:
-    x = PAGE.label + (span.started_wall_ns - scale.begin_ns) * scale.per_ns
-    duration_ns = (span.ended_wall_ns or scale.end_ns) - span.started_wall_ns
-    box = _Box(x, y + 2, max(duration_ns * scale.per_ns, 2), _LANE - 7)
-    title = plain(row.title)
-    if span.ended_wall_ns is None or span.power_w is None:
-        return _rect(box, "open", tip=f"{title}: {row.state}, power unknown")
-    opacity = _PALEST + (1 - _PALEST) * (span.power_w / scale.most_w if scale.most_w > 0 else 0.0)
-    bar = _rect(box, "span", tip=f"{title}: {format_duration(duration_ns / NS_PER_S)}, {format_power(span.power_w)}")
-    return bar.replace("<rect ", f'<rect fill-opacity="{opacity:.2f}" ', 1)
-
-
-def _ticks(duration_s: float, room: float, floor: float) -> list[str]:
+def ticks(duration_s: float, room: float, floor: float, left: float = PAGE.label) -> list[str]:
+    """Lines and times under a time line of ``duration_s`` that is ``room`` pixels wide and ``floor`` high."""
     rough = max(duration_s, 1e-9) / 6
     magnitude = 10.0 ** math.floor(math.log10(rough))
     clock = [step for step in (60.0, 120, 300, 600, 1800, 3600, 7200, 21600, 43200, 86400) if step >= rough]
@@ -251,9 +272,9 @@ def _ticks(duration_s: float, room: float, floor: float) -> list[str]:
     step = clock[0] if rough > 30 and clock else decimal
     drawn = []
     for index in range(math.floor(duration_s / step) + 1):
-        x = PAGE.label + index * step / duration_s * room
+        x = left + index * step / duration_s * room
         drawn.append(f'<line class="grid" x1="{x:.1f}" y1="4" x2="{x:.1f}" y2="{floor + 4:.1f}"/>')
-        drawn.append(_text(x, floor + 20, _tick(index * step), "soft num", "middle"))
+        drawn.append(label(x, floor + 20, _tick(index * step), "soft num", "middle"))
     return drawn
 
 

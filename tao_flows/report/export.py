@@ -147,12 +147,21 @@ def export_rows(ledger: Ledger, since_wall_ns: int = 0) -> Iterator[Row]:
         LedgerError: the ledger cannot be read.
     """
     for run in ledger.runs(since_wall_ns):
-        ref = RunRef(run.engine, run.namespace, run.run_id, run.flow)
-        last: dict[RunKey, DecisionRecord] = {decision.key: decision for decision in ledger.decisions(ref)}
-        for task in ledger.tasks(ref):
-            segment = _Part(run, task, last.get(task.key))
-            # An empty text says no more than null does, and CSV cannot tell them apart.
-            yield {column.name: _null_if_empty(value(segment)) for column, value in _FIELDS}
+        yield from run_rows(ledger, run)
+
+
+def run_rows(ledger: Ledger, run: RunRecord) -> Iterator[Row]:
+    """The rows of one run.
+
+    Raises:
+        LedgerError: the ledger cannot be read.
+    """
+    ref = RunRef(run.engine, run.namespace, run.run_id, run.flow)
+    last: dict[RunKey, DecisionRecord] = {decision.key: decision for decision in ledger.decisions(ref)}
+    for task in ledger.tasks(ref):
+        segment = _Part(run, task, last.get(task.key))
+        # An empty text says no more than null does, and CSV cannot tell them apart.
+        yield {column.name: _null_if_empty(value(segment)) for column, value in _FIELDS}
 
 
 def write_csv(rows: Iterable[Row], file: IO[str]) -> int:

@@ -35,14 +35,20 @@ _LIST_LIMIT: Final = 20
 _SPECIAL: Final = re.compile(r"[\\`*_\[\]|~#$]")
 
 
-def render_markdown(report: RunReport) -> str:
-    """The whole report."""
+def render_markdown(report: RunReport, weighed: str = "") -> str:
+    """The whole report.
+
+    Args:
+        report: of the run.
+        weighed: sections on what was decided, by ``weighed_markdown``.
+    """
     parts = (
         _headline(report),
-        _image(energy_chart(report, COLUMN)) if report.tasks else "",
+        image_markdown(energy_chart(report, COLUMN)) if report.tasks else "",
         _tasks(report),
         _account(report),
         _decisions(report),
+        weighed.strip(),
         _violations(report),
         _notes(report),
     )
@@ -80,8 +86,8 @@ def _tasks(report: RunReport) -> str:
     if report.flow_body is not None:
         body = report.flow_body
         cpu = cpu_text(body.cpu_s, lower_bound=False)
-        lines.append([f"*{FLOW_BODY}*", _unbroken(energy_text(body.energy)), str(body.energy.quality), "", _m(cpu), ""])
-    return "### Tasks\n\n" + _table(("Task", "Energy>", "Quality", "Power>", "CPU s>", "Share>"), lines)
+        lines.append([f"*{FLOW_BODY}*", unbroken(energy_text(body.energy)), str(body.energy.quality), "", _m(cpu), ""])
+    return "### Tasks\n\n" + table_markdown(("Task", "Energy>", "Quality", "Power>", "CPU s>", "Share>"), lines)
 
 
 def _task(row: TaskRow) -> list[str]:
@@ -102,15 +108,16 @@ def _marked(name: str, states: Sequence[tuple[TaskState, int]]) -> str:
 def _figures(energy: Figure, power_w: float | None, cpu: str, share: float | None) -> list[str]:
     power = "" if power_w is None else format_power(power_w)
     return [
-        _unbroken(energy_text(energy)),
+        unbroken(energy_text(energy)),
         str(energy.quality),
-        _unbroken(power),
-        _unbroken(_m(cpu)),
-        _unbroken(_m(percent(share))),
+        unbroken(power),
+        unbroken(_m(cpu)),
+        unbroken(_m(percent(share))),
     ]
 
 
-def _unbroken(text: str) -> str:
+def unbroken(text: str) -> str:
+    """``text`` that stays on one line."""
     return text.replace(" ", "\u00a0")
 
 
@@ -118,12 +125,12 @@ def _account(report: RunReport) -> str:
     if not report.hosts:
         return ""
     rows = [
-        [line.title, _unbroken(format_energy(line.value_j)), _unbroken(_m(percent(line.share))), line.meaning]
+        [line.title, unbroken(format_energy(line.value_j)), unbroken(_m(percent(line.share))), line.meaning]
         for line in account_lines(report.account)
     ]
     return (
-        f"### Where the joules went\n\n{_image(account_chart(report.account, COLUMN))}\n\n"
-        f"{_table(('Line', 'Energy>', 'Share>', 'What it is'), rows)}\n\n"
+        f"### Where the joules went\n\n{image_markdown(account_chart(report.account, COLUMN))}\n\n"
+        f"{table_markdown(('Line', 'Energy>', 'Share>', 'What it is'), rows)}\n\n"
         f"On {count(len(report.hosts), 'host')}: {_m(listed(tuple(host.host for host in report.hosts)), 400)}. "
         f"The account is {report.account.quality}."
     )
@@ -170,13 +177,14 @@ def _section(title: str, items: Sequence[str], number: int) -> str:
     return f"### {title}\n\n" + "\n".join(f"- {item}" for item in (*items, *more))
 
 
-def _image(drawing: Drawing) -> str:
-    encoded = base64.b64encode(drawing.image().encode()).decode()
+def image_markdown(drawing: Drawing, css: str = "") -> str:
+    """A chart as an image that stands in the text itself; ``css`` as ``Drawing.image``."""
+    encoded = base64.b64encode(drawing.image(css).encode()).decode()
     return f"![{_m(drawing.title, 200)}](data:image/svg+xml;base64,{encoded})"
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    # A head that ends in ">" is set to the right, over its figures.
+def table_markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; a head that ends in ``>`` is set to the right, over its figures."""
     rule = ("--:" if head.endswith(">") else "---" for head in heads)
     lines = ([head.rstrip(">") for head in heads], list(rule), *rows)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

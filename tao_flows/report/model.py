@@ -125,16 +125,15 @@ class RunReport:
 def build_report(
     run: RunRecord,
     tasks: Sequence[TaskRecord],
-    decisions: Sequence[DecisionRecord],
+    decisions: Iterable[DecisionRecord],
     accounts: Sequence[HostAccount],
     incidents: Sequence[Incident],
 ) -> RunReport:
-    """The report of one run from what the ledger keeps of it."""
-    in_order = sorted(decisions, key=lambda each: each.decided_wall_ns)
-    choices = {each.key: _choice(each) for each in in_order}
-    # A try that waited was decided on more than once: that it was deferred, or released, is part of what is shown.
-    said = {(each.key, each.action): _choice(each) for each in in_order}
-    rows = _rows(tasks, choices)
+    """The report of one run from what the ledger keeps of it. Of the decisions none is kept, however many there are."""
+    heard = _Heard()
+    for decision in decisions:
+        heard.add(decision)
+    rows = _rows(tasks, heard.choices())
     measurements = [record.measurement for record in tasks if record.measurement is not None]
     energy = Figure.total(row.energy for row in rows)
     account = Account.total(each.account for each in accounts)
@@ -146,8 +145,8 @@ def build_report(
         account=account,
         energy=energy,
         flow_body=_flow_body(accounts),
-        decisions=_groups(said.values()),
-        violations=_violations(decisions, incidents),
+        decisions=_groups(heard.said()),
+        violations=_violations(heard.broken, incidents),
         methods=tuple(sorted({method_of(record) for record in tasks})),
         models=tuple(dict.fromkeys(m.model for m in measurements if m.model)),
         cpu_sources=tuple(dict.fromkeys(m.cpu.source for m in measurements if m.cpu.source)),
@@ -163,6 +162,36 @@ def read_report(ledger: Ledger, run: RunRecord) -> RunReport:
     """
     ref = RunRef(run.engine, run.namespace, run.run_id, run.flow)
     return build_report(run, ledger.tasks(ref), ledger.decisions(ref), ledger.accounts(ref), ledger.incidents(ref))
+
+
+class _Heard:
+    """Decisions, one by one, in any order."""
+
+    def __init__(self) -> None:
+        # A try that waited was decided on more than once: that it was deferred, or released, is part of what is shown.
+        self._said: dict[tuple[RunKey, str], tuple[int, int, Choice]] = {}
+        """By try and action: when that was decided first and last, and the last choice."""
+        self.broken: Counter[Violation] = Counter()
+
+    def add(self, decision: DecisionRecord) -> None:
+        """Keeps what is shown of a decision."""
+        at_ns, about = decision.decided_wall_ns, (decision.key, decision.action)
+        first_ns, last_ns, choice = self._said.get(about, (at_ns, at_ns, None))
+        if choice is None or at_ns >= last_ns:
+            last_ns, choice = at_ns, _choice(decision)
+        self._said[about] = (min(first_ns, at_ns), last_ns, choice)
+        entries = decision.answer.get("violations")
+        if isinstance(entries, (list, tuple)):
+            self.broken.update(_constraint(entry, decision.key.task) for entry in entries)
+
+    def choices(self) -> dict[RunKey, Choice]:
+        """The last choice about each try."""
+        latest = sorted(self._said.items(), key=lambda item: item[1][1])
+        return {key: choice for (key, _), (_, _, choice) in latest}
+
+    def said(self) -> list[Choice]:
+        """The last choice for each try and action, in the order in which they were first taken."""
+        return [choice for _, _, choice in sorted(self._said.values(), key=lambda each: each[0])]
 
 
 def _rows(tasks: Sequence[TaskRecord], choices: Mapping[RunKey, Choice]) -> tuple[TaskRow, ...]:
@@ -278,13 +307,8 @@ def _flow_body(accounts: Sequence[HostAccount]) -> FlowBody | None:
     return FlowBody(Figure.total(bodies), _known_sum(each.body_cpu_s for each in accounts)) if bodies else None
 
 
-def _violations(decisions: Sequence[DecisionRecord], incidents: Sequence[Incident]) -> tuple[Violation, ...]:
+def _violations(broken: Mapping[Violation, int], incidents: Sequence[Incident]) -> tuple[Violation, ...]:
     found = [Violation("incident", i.code, i.summary, i.remedy, i.task, i.count) for i in incidents]
-    broken: Counter[Violation] = Counter()
-    for decision in decisions:
-        entries = decision.answer.get("violations")
-        if isinstance(entries, (list, tuple)):
-            broken.update(_constraint(entry, decision.key.task) for entry in entries)
     return (*found, *(replace(violation, count=times) for violation, times in broken.items()))
 
 

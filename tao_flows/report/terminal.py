@@ -46,6 +46,7 @@ _STATE_STYLE: Final = {
     TaskState.COMPLETED: "green",
     TaskState.FAILED: "red",
     TaskState.CANCELLED: "magenta",
+    TaskState.DEFERRED: "cyan",
     TaskState.LOST: "bold red",
 }
 # Told apart without colour, too: each line has its own fill.

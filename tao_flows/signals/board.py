@@ -17,7 +17,7 @@ from tao_flows.signals.background import Background
 from tao_flows.signals.feeds import Feed, Known, build_feed
 from tao_flows.signals.keys import KeySource
 from tao_flows.signals.learning import AT_ITS_WORD, Learning, Lesson
-from tao_flows.signals.model import Steps
+from tao_flows.signals.model import Issue, Signal, Steps
 from tao_flows.signals.providers import CLOCK_SKEW_NS
 from tao_flows.signals.spec import SignalSpec
 from tao_flows.signals.store import ForecastStore
@@ -39,6 +39,24 @@ class BoardReading:
     follow: bool | None
     """Whether following the forecasts has paid of late, in every zone read; None: nobody waits, or nothing is known."""
     problems: tuple[SourceError, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What is kept of a signal, for looking back."""
+
+    spec: SignalSpec
+    issues: tuple[Issue, ...]
+    """Forecasts as they were issued."""
+    actuals: Steps
+    """What came true, as far as it was told."""
+    fixed: float | None = None
+    """The figure in the settings, where the signal is one."""
+
+    @property
+    def source(self) -> str:
+        """Who told it: ``electricitymaps, average``."""
+        return f"{self.spec.provider}, {self.spec.kind}" if self.spec.kind else self.spec.provider
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +110,7 @@ class SignalBoard:
         self._background = Background()
         self._learning = Learning(self._background, clock, cache_dir)
         self._written: dict[str, tuple[Known, Steps, _Rows, list[dict[str, Any]]]] = {}
+        self._cut: dict[str, tuple[list[dict[str, Any]], int, list[dict[str, Any]]]] = {}
 
     @classmethod
     def build(
@@ -171,6 +190,32 @@ class SignalBoard:
             tuple(problems),
         )
 
+    def marks(self, now_wall_ns: int) -> tuple[object, ...]:
+        """What differs from the marks before where a signal was told anew, was lost or has become stale. Never raises.
+
+        It costs next to nothing; a refresh that is due begins in the background.
+        """
+        self._refresh(list(self._feeds), now_wall_ns, wait_s=0.0)
+        known = [(feed.spec, feed.look(now_wall_ns)) for feed in self._feeds]
+        lost = [_why_unusable(spec, each, now_wall_ns) for spec, each in known]
+        return (*(each.forecast for _, each in known), *(None if each is None else each.code for each in lost))
+
+    def past(self, signal: Signal, zones: Collection[str], since_wall_ns: int) -> dict[str, Past]:
+        """What is kept of a signal by zone, of those that are configured. Asks no provider.
+
+        Raises:
+            LedgerError: the ledger that keeps it cannot be read.
+        """
+        found = {}
+        for feed in self._feeds:
+            spec = feed.spec
+            if spec.signal == signal and spec.zone in zones:
+                feed.look(since_wall_ns)  # which reads a file
+                issues, actuals = feed.history(since_wall_ns)
+                fixed = None if spec.value is None else spec.value * spec.factor
+                found[spec.zone] = Past(spec, issues, actuals, fixed)
+        return found
+
     def fetch(self, timeout_s: float = 30.0) -> None:
         """Asks every provider now, due or not, and waits for the answers, ``timeout_s`` at most. Never raises."""
         for feed in self._feeds:
@@ -242,7 +287,11 @@ class SignalBoard:
             kept = (known, expected, rows, [{"start": iso_from_ns(start), "value": value} for start, value in rows])
             self._written[feed.name] = kept
         first = max(0, bisect_right(kept[2], now_wall_ns, key=_start) - 1)
-        return kept[3][first : first + MOST_STEPS]
+        # The very same list until a step has passed: what was read of it need not be read again.
+        cut = self._cut.get(feed.name)
+        if cut is None or cut[0] is not kept[3] or cut[1] != first:
+            cut = self._cut[feed.name] = (kept[3], first, kept[3][first : first + MOST_STEPS])
+        return cut[2]
 
 
 def _start(row: tuple[int, float | None]) -> int:

@@ -10,12 +10,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Final, Protocol
 
 from tao_flows.clock import Clock
 from tao_flows.errors import InputError, LedgerError, SourceError
+from tao_flows.lazily import lazily
 from tao_flows.signals.cache import CacheFile, Entry
 from tao_flows.signals.csvfile import Series, read_series
 from tao_flows.signals.http import LONGEST_RETRY_AFTER_S, Client, LaterError
@@ -42,7 +42,7 @@ class Known:
     asked_wall_ns: int | None = None
     problems: tuple[SourceError, ...] = ()
 
-    @cached_property
+    @lazily
     def rows(self) -> tuple[tuple[int, float | None], ...]:
         """Every step, past ones too."""
         return () if self.forecast is None else self.forecast.steps_from(0)

@@ -49,6 +49,9 @@ def find_credentials(
 
 
 def _named_key(spec: SignalSpec, env: Mapping[str, str]) -> str:
+    if spec.key_conn:
+        problem = f"the connection {spec.key_conn} is kept by an engine, and this process is not of one"
+        raise _missing(spec, problem, "name the key by key_env or key_file here")
     if spec.key_file:
         try:
             with open(spec.key_file, encoding="utf-8") as file:

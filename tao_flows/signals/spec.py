@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NamedTuple, cast, get_args
 
 from tao_flows.errors import InputError
 from tao_flows.signals.model import CARBON, PRICE, Kind, Signal, check_value
-from tao_flows.tomlfile import did_you_mean
+from tao_flows.tomlfile import CONNECTION, did_you_mean
 from tao_flows.units import G_PER_KG, G_PER_LB, KWH_PER_MWH, parse_duration_s
 
 Keys = Literal["none", "key", "user and key"]
@@ -98,6 +98,8 @@ class SignalSpec:
     user_env: str = ""
     key_env: str = ""
     key_file: str = ""
+    key_conn: str = ""
+    """The name of a connection that an engine keeps."""
     max_age_s: float | None = None
     refresh_s: float = _HOUR_S
     timeout_s: float = 2.0
@@ -193,7 +195,7 @@ def _from_provider(name: str, signal: Signal, zone: str, given: Mapping[str, obj
     known = ["provider", "zone", "url", "max_age", "refresh", "timeout", "allow_http"]
     known += ["kind"] if about.kind else []
     known += ["unit"] if about.signal == PRICE else []
-    known += ["key_env", "key_file"] if about.keys != "none" else []
+    known += ["key", "key_env", "key_file"] if about.keys != "none" else []
     known += ["user", "user_env"] if about.keys == "user and key" else []
     fields = _fields(name, given, known, Path())
     area = fields.pop("area", zone)
@@ -207,8 +209,9 @@ def _from_provider(name: str, signal: Signal, zone: str, given: Mapping[str, obj
         **{"unit": about.unit, "refresh_s": about.refresh_s, "max_age_s": about.max_age_s, **fields},
     )  # fmt: skip
     _check_url(name, spec)
-    if spec.key_env and spec.key_file:
-        raise _bad(name, "has key_env and key_file", "give one of them")
+    named = [each for each in ("key", "key_env", "key_file") if each in given]
+    if len(named) > 1:
+        raise _bad(name, f"has {' and '.join(named)}", "give one of them")
     return _checked(name, spec)
 
 
@@ -291,6 +294,16 @@ def _key_file(value: object) -> tuple[str, Any]:
     return "key_file", str(path)
 
 
+def _key(value: object) -> tuple[str, Any]:
+    name = value.removeprefix(CONNECTION).strip() if isinstance(value, str) and value.startswith(CONNECTION) else ""
+    if not name or not name.isprintable():
+        # The key itself may have been written here: it is not repeated.
+        raise InputError(
+            "", "only a connection of the engine can be named", 'write key = "conn:NAME", key_env or key_file'
+        )
+    return "key_conn", name
+
+
 def _kind(value: object) -> tuple[str, Any]:
     if value not in get_args(Kind):
         raise InputError("", f"{value!r} is no kind", f"give one of {', '.join(get_args(Kind))}")
@@ -319,6 +332,7 @@ _PARSERS: Final[Mapping[str, Callable[[object], tuple[str, Any]]]] = {
     "url": _text("url"),
     "user": _text("user"),
     "user_env": _text("user_env"),
+    "key": _key,
     "key_env": _text("key_env"),
     "key_file": _key_file,
     "max_age": _seconds("max_age_s", 1.0, 30 * _DAY_S),

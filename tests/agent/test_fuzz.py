@@ -33,7 +33,7 @@ known = {
     "seq": st.integers(0, 9),
     "v": st.just(1),
     "role": st.sampled_from(["engine", "tool", "none"]),
-    "kind": st.sampled_from(["command", "thread", "steps", "process"]),
+    "kind": st.sampled_from(["command", "thread", "steps", "process", "self"]),
     "label": st.text(max_size=300),
     "pid": st.sampled_from([1, os.getpid(), 2**31]),
     "tid": st.sampled_from([1, os.getpid(), 2**31]),

@@ -201,6 +201,16 @@ def test_the_process_of_an_engine_is_overhead_but_for_the_users_code(agent, driv
     assert domain(figure)["overhead_uj"] > 0
 
 
+def test_a_process_alone_has_its_own_overhead_and_no_other_engines(agent, driver):
+    engine = driver()
+    engine.hello("engine")
+    window = engine.begin("self")
+    engine.do("burn", cpu_s=0.4)
+    figure = engine.end(window, cpu_ns=round(0.3 * NS_PER_S))
+    assert_sums(figure)
+    assert figure["overhead_cpu_ns"] / NS_PER_S == pytest.approx(0.1, abs=0.08)
+
+
 def test_the_process_of_an_engine_and_its_threads_tasks_are_told_apart(agent, driver):
     engine = driver(uid=NOBODY)  # who is told nothing of other engines
     engine.hello("engine")

@@ -21,7 +21,6 @@ pytestmark = pytest.mark.slow
 
 J = 1_000_000
 DRIVER = Path(__file__).with_name("_budget_driver.py")
-SCHEDULER = DRIVER.with_name("_slices_driver.py")
 PROCESSES = 8
 KILLS = 4
 SETTLED = 60
@@ -154,51 +153,3 @@ def check_leases_come_back(store: BudgetStore) -> None:
     rest_uj = 10_000 * J - standing.spent_uj
     assert store.reserve("the rest", [Claim("all", rest_uj)], 60).granted
     assert not store.reserve("more", [Claim("all", 1)], 60).granted
-
-
-def test_of_two_schedulers_with_slices_one_is_killed_and_nothing_is_overspent(ledger: Ledger, url: str) -> None:
-    store, budget = BudgetStore(ledger), EnergyBudget("all", 100.0, ceiling_j=120.0)
-    ceiling_uj = uj_from_j(120.0)
-    store.put(budget)
-    schedulers = [
-        subprocess.Popen([sys.executable, str(SCHEDULER), url, name], stdout=subprocess.PIPE) for name in ("one", "two")
-    ]
-    try:
-        holders = []
-        for process in schedulers:
-            assert process.stdout is not None
-            holders.append(process.stdout.readline().decode().strip())
-        give_up_s = time.monotonic() + GIVE_UP_S
-        # One is killed once both have spent; the other goes on.
-        samples, killed = 0, False
-        while not killed or slice_uj(ledger, holders[0]) or samples < SAMPLES or spent_uj(store) < 0.7 * ceiling_uj:
-            assert time.monotonic() < give_up_s
-            (standing,) = store.standings(["all"])
-            assert standing.spent_uj + standing.reserved_uj <= ceiling_uj
-            assert open_uj(ledger, budget) <= ceiling_uj
-            samples += 1
-            if not killed and standing.spent_uj > 0.1 * ceiling_uj and slice_uj(ledger, holders[0]):
-                schedulers[0].kill()
-                killed = True
-            assert schedulers[1].poll() is None
-    finally:
-        for process in schedulers:
-            process.kill()
-            process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
-    while store.standings(["all"])[0].reserved_uj:
-        assert time.monotonic() < give_up_s
-        time.sleep(0.02)
-    assert spent_uj(store) <= ceiling_uj
-
-
-def spent_uj(store: BudgetStore) -> int:
-    return store.standings(["all"])[0].spent_uj
-
-
-def slice_uj(ledger: Ledger, holder: str) -> int:
-    with ledger.transaction(write=False) as tx:
-        statement = """SELECT coalesce(sum(amount_uj), 0) FROM reservations
-            WHERE holder = :holder AND lease_until_wall_ns > :now"""
-        return int(tx.execute(statement, holder=holder, now=tx.now_ns())[0][0])

@@ -19,7 +19,7 @@ from tao_flows.ledger import open_ledger
 from tao_flows.ledger.base import Ledger, RunRef
 from tao_flows.ledger.deferrals import DeferralStore, Planned
 from tao_flows.ledger.safe import SafeLedger
-from tao_flows.records import Deferral, RunKey, Segment, TaskRecord, TaskState
+from tao_flows.records import DecisionRecord, Deferral, RunKey, Segment, TaskRecord, TaskState
 from tao_flows.units import NS_PER_S
 
 NOW = time.time_ns()
@@ -90,6 +90,20 @@ def test_what_started_or_is_gone_is_never_planned_again(
     assert store.state_of(KEY) == closed
     assert store.open() == []
     assert store.release("all", said_by="ada", reason="") == []
+
+
+@pytest.mark.parametrize("close", [DeferralStore.started, DeferralStore.gone])
+def test_a_try_that_became_ready_once_more_since_may_wait_once_more(
+    store: DeferralStore, close: Callable[[DeferralStore, RunKey], bool]
+) -> None:
+    store.plan(DEFERRAL)
+    close(store, KEY)
+    closed = store.state_of(KEY)
+    assert closed is not None
+    again = replace(DEFERRAL, ready_wall_ns=closed.changed_wall_ns + 1)
+    assert store.plan(again) is Planned.YES
+    (found,) = store.open()
+    assert replace(found, changed_wall_ns=0) == again
 
 
 def test_only_the_first_of_two_that_start_a_try_is_told_so(store: DeferralStore) -> None:
@@ -192,6 +206,32 @@ def test_what_nobody_started_by_its_latest_start_lapses(store: DeferralStore, le
     assert [each.key for each in store.open()] == [just.key]
 
 
+def test_a_plan_is_recorded_with_why_if_it_is_made(store: DeferralStore, ledger: Ledger) -> None:
+    why = DecisionRecord(
+        KEY, NOW, "enforce", "defer", "home", "cheaper at 02:00", {}, {"action": "defer"}, enforced=True
+    )
+    assert store.plan(DEFERRAL, decision=why)
+    assert ledger.decisions(RUN) == [why]
+    other = deferral(2)
+    refused = store.plan(other, places=1, slot_s=SLOT_S, decision=replace(why, key=other.key))
+    assert refused is Planned.FULL
+    assert ledger.decisions(RUN) == [why]
+
+
+def test_many_start_at_once_in_one_transaction(store: DeferralStore) -> None:
+    deferrals = [deferral(number) for number in range(30)]
+    for each in deferrals:
+        store.plan(each)
+    store.gone(deferrals[3].key)
+    assert store.started(*(each.key for each in deferrals[:20]))
+    assert not store.started(*(each.key for each in deferrals[:20]))
+    assert not store.started()
+    assert Counter(each.state for each in store.states_of([each.key for each in deferrals]).values()) == {
+        "started": 19, "gone": 1, "waiting": 10,
+    }  # fmt: skip
+    assert store.starts() == {"home": sorted(each.start_wall_ns for each in deferrals[20:])}
+
+
 def test_many_are_looked_up_at_once_and_also_those_that_are_over(store: DeferralStore) -> None:
     deferrals = [deferral(number) for number in range(100)]
     for each in deferrals:
@@ -220,7 +260,7 @@ _PLANNER = """
 import sys
 from tao_flows.ledger import open_ledger
 from tao_flows.ledger.deferrals import DeferralStore
-from tao_flows.records import Deferral, RunKey
+from tao_flows.records import DecisionRecord, Deferral, RunKey
 
 url, process, start, latest, places, slot_s = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 store = DeferralStore(open_ledger(url))

@@ -11,6 +11,7 @@ import pytest
 from place import ASK, KEY, NOW_NS, PATIENT, Place, in_a_thread, iso
 
 from tao_flows.admission import RECONSIDER_S, Admission
+from tao_flows.admission.shared import LOOK_S
 from tao_flows.budget import EnergyBudget
 from tao_flows.config import TaoConfig
 from tao_flows.deadline import Deadline
@@ -132,6 +133,35 @@ def test_an_engine_that_cannot_defer_is_not_told_to_and_a_plan_is_no_reservation
     patient = replace(PATIENT, key=replace(KEY, instance="patient"), budget="team")
     assert admission.ask(patient, config).action == "defer"
     assert admission.budgets.standings(["team"])[0].reserved_uj == 0
+
+
+def test_who_asks_ahead_reserves_nothing_and_writes_down_only_what_moves_the_task_or_has_it_wait(place: Place) -> None:
+    place.ran(100.0)
+    config = place.configured('[budgets.team]\nlimit = "1 kJ"\n')
+    admission = place.admission(config)
+    assert admission.ask(replace(ASK, budget="team", ahead=True), config).action == "run"
+    assert admission.budgets.standings(["team"])[0].reserved_uj == 0
+    with place.ledger.transaction(write=False) as tx:
+        assert tx.execute("SELECT count(*) FROM decisions") == [(0,)]
+    config = place.configured(place.falling())
+    verdict = place.admission(config).ask(replace(PATIENT, ahead=True), config)
+    assert verdict.action == "defer"
+    with place.ledger.transaction(write=False) as tx:
+        assert tx.execute("SELECT action FROM decisions") == [("defer",)]
+
+
+def test_a_task_goes_to_no_pool_that_its_engine_does_not_reach(place: Place) -> None:
+    config = place.configured(place.falling())
+    (place.directory / "pools.toml").write_text(
+        "\n".join(f'[[pools]]\npool_id = "{pool}"\nzone = "DE"\nenergy_j = {{ mean = {joules}, low = {joules}, '
+                  f'high = {joules} }}\nruntime_s = {{ p50 = 60, p95 = 60 }}'
+                  for pool, joules in (("home", 1e6), ("better", 1e4), ("best", 1e2))),
+        encoding="utf-8",
+    )  # fmt: skip
+    admission, ask = place.admission(config), replace(ASK, reroutable=True)
+    assert admission.ask(ask, config).pool == "best"
+    assert admission.ask(replace(ask, reaches=lambda pool: pool != "best"), config).pool == "better"
+    assert admission.ask(replace(ask, reaches=lambda pool: False), config).pool == "home"
 
 
 def test_a_slot_that_is_full_sends_the_next_to_another(place: Place) -> None:
@@ -259,7 +289,5 @@ def test_a_wait_that_no_longer_pays_ends(deferred: Deferred) -> None:
         assert tx.execute("SELECT count(*) FROM decisions") == [(1,)]
     lines = (place.directory / "carbon.csv").read_text(encoding="utf-8").replace(",50.0", ",900.0")
     (place.directory / "carbon.csv").write_text(lines, encoding="utf-8")
-    place.clock.advance(RECONSIDER_S / 2)
-    assert reconsider() == verdict.deferral
-    place.clock.advance(RECONSIDER_S)
+    place.clock.advance(2 * LOOK_S)
     assert reconsider() is None

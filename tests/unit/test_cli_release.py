@@ -219,7 +219,8 @@ def test_a_release_of_nothing_or_of_both_is_refused(arguments: tuple[str, ...], 
 def test_what_waits_is_listed_with_when_it_starts_and_why(store: DeferralStore, tao_flows: Callable) -> None:
     assert tao_flows("deferrals").stdout == "nothing waits\n"
     now_ns = time.time_ns()
-    fresh = replace(DEFERRAL, ready_wall_ns=now_ns, start_wall_ns=now_ns + HOUR, latest_wall_ns=now_ns + 8 * HOUR)
+    early = now_ns - HOUR // 90  # 40 s: it is listed a moment later, and 59 minutes are left by then
+    fresh = replace(DEFERRAL, ready_wall_ns=now_ns, start_wall_ns=early + HOUR, latest_wall_ns=early + 8 * HOUR)
     store.plan(fresh)
     store.plan(replace(fresh, key=replace(KEY, task="[red]score[/red]"), reason="[bold]x"))
     store.release([KEY], said_by="ada@host", reason="")

@@ -364,3 +364,36 @@ def test_a_wrong_pool_is_named_with_its_table_its_field_and_the_remedy(tmp_path,
 @pytest.mark.parametrize("text", ["", 'pools = "a"', "pools = [1]", "[pools]"])
 def test_a_file_without_pool_tables_is_refused(tmp_path, text):
     assert "[[pools]]" in complaint(lambda: load_pools(write(tmp_path / "pools.toml", text)))
+
+
+def test_a_function_may_give_the_engines_settings_as_they_stand(tmp_path):
+    given = {"mode": "enforce"}
+    watcher = ConfigWatcher(env={"HOME": str(tmp_path)}, engine=lambda: dict(given), engine_name="engine", cwd=tmp_path)
+    first = watcher.get()
+    assert (first.config.mode, first.origins["mode"]) == ("enforce", "engine")
+    assert watcher.get() is first, "nothing has changed"
+    given["mode"] = "off"
+    assert watcher.get().config.mode == "off"
+    given["mode"] = "of"
+    kept = watcher.get()
+    assert kept.config.mode == "off"
+    assert "settings kept as they were" in kept.remarks[0]
+
+
+def test_pools_may_be_handed_over_by_code(tmp_path):
+    pools = (WorkerPool("north"),)
+    config = load_config(engine={"pools": pools}, env={"HOME": str(tmp_path)}, cwd=tmp_path).config
+    assert config.pools == pools
+    assert load_pools(config.pools) == pools
+
+
+@pytest.mark.parametrize(("text", "kept"), [("1/20", "1/20"), ("Failures", "failures")])
+def test_reports_may_be_sampled(text, kept, tmp_path):
+    env = {"HOME": str(tmp_path), "TAO_FLOWS_REPORT_ARTIFACTS": text}
+    assert load_config(env=env, cwd=tmp_path).config.report_artifacts == kept
+
+
+@pytest.mark.parametrize("text", ["1/0", "2/3", "sometimes", "1/"])
+def test_a_sample_that_is_none_is_refused(text, tmp_path):
+    env = {"HOME": str(tmp_path), "TAO_FLOWS_REPORT_ARTIFACTS": text}
+    assert "1/N" in complaint(lambda: load_config(env=env, cwd=tmp_path))

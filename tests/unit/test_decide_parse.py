@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tao_flows.controller.parse import parse_request
+from tao_flows.controller.parse import StepsMemo, parse_request
 from tao_flows.errors import InputError
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "decide").glob("*.json"))
@@ -218,6 +218,25 @@ def test_the_defaults_are_those_of_the_contract() -> None:
 )
 def test_null_is_unknown_where_unknown_has_a_meaning(name: str) -> None:
     assert getattr(parse_request(changed(f"pools.0.{name}", None)).pools[0], name) is None
+
+
+def test_signals_that_requests_share_are_read_once_and_as_they_were() -> None:
+    memo, request = StepsMemo(), a_request()
+    steps = [{"start": request["now"], "value": 300.0}, {"start": "2027-01-01T00:00:00Z", "value": None}]
+    request["signals"] = {"carbon_g_per_kwh": {"DE": steps}}
+    first = parse_request(request, memo)
+    again = parse_request({**request, "slot_s": 60.0}, memo)
+    assert again.signals.carbon_g_per_kwh == parse_request(request).signals.carbon_g_per_kwh
+    assert first.signals.carbon_g_per_kwh is not None
+    assert again.signals.carbon_g_per_kwh is not None
+    assert again.signals.carbon_g_per_kwh["DE"] is first.signals.carbon_g_per_kwh["DE"]
+    # The same list as a price may be below zero, as carbon it may not: each is read for what it is.
+    steps[0]["value"] = -1.0
+    with pytest.raises(InputError, match="signals.carbon_g_per_kwh"):
+        parse_request({**request, "signals": {"carbon_g_per_kwh": {"DE": list(steps)}}}, memo)
+    priced = parse_request({**request, "signals": {"price_per_kwh": {"DE": steps}}}, memo)
+    assert priced.signals.price_per_kwh is not None
+    assert priced.signals.price_per_kwh["DE"][0].value == -1.0
 
 
 def test_prices_may_be_negative() -> None:

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tao_flows.ledger.spool import Spool
 from tao_flows.testing import PowercapTree
 
 TAO_FLOWS = Path(sys.executable).with_name("tao-flows")
@@ -199,3 +201,32 @@ def test_a_wrong_field_in_the_pools_file_is_a_broken_row_with_the_remedy(
     assert (row["status"], row["code"]) == ("broken", "BAD_POOL")
     assert "'zoone'" in row["summary"]
     assert "'zone'" in row["remedy"]
+
+
+def test_what_waits_for_the_ledger_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (examined()["spool"]["summary"], examined()["spool"]["size_bytes"]) == ("nothing waits", 0)
+    monkeypatch.setenv("TAO_FLOWS_LEDGER", "/proc/none/ledger.db")
+    subprocess.run([TAO_FLOWS, "meter", "--", "true"], capture_output=True, check=True, timeout=60)
+    spool = examined()["spool"]
+    assert (spool["status"], spool["code"], spool["segments"]) == ("ready", "SPOOL_WAITING", 1)
+    assert spool["size_bytes"] > 0
+    assert spool["since"]
+    assert "tao-flows spool flush" in spool["remedy"]
+    assert "records wait in" in " ".join(doctor().stdout.split())
+
+
+def test_records_that_were_refused_for_good_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAO_FLOWS_LEDGER", f"spool://{tmp_path}/spool")
+    Spool(tmp_path / "spool").set_aside([b"{}"])
+    spool = examined()["spool"]
+    assert (spool["status"], spool["code"], spool["path"]) == ("broken", "SPOOL_REFUSED", f"{tmp_path}/spool")
+    assert "--refused" in spool["remedy"]
+
+
+def test_an_engine_that_is_not_here_cannot_be_examined() -> None:
+    if find_spec("airflow") is not None:
+        assert "deployment" not in examined()
+        return
+    done = doctor("--engine", "airflow", "--json")
+    assert done.returncode == 2
+    assert "pip install 'tao-flows[airflow]'" in done.stderr

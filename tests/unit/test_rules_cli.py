@@ -81,6 +81,7 @@ def test_explain_says_what_holds_and_which_rule_says_so(settings: Path) -> None:
         "reroutable": "no no rule says",
         "max_defer": "2 h 0 min rule 2",
         "deadline": "by 06:00:00 Europe/Berlin after data_interval_end rule 2",
+        "allowed_orgs": "none no rule says",
     }
     manual = json.loads(
         rules("explain", "--engine", "airflow", "--flow", "nightly", "--trigger", "manual", "--json").stdout

@@ -73,6 +73,22 @@ def accepted_by_decide(reading: BoardReading, now_ns: int = NOW) -> bool:
 
 
 class TestFiguresAndFiles:
+    def test_marks_change_with_what_a_file_tells_and_when_it_is_stale_and_not_otherwise(
+        self, clock: FakeClock, tmp_path: Path
+    ) -> None:
+        path = written(tmp_path, "2026-03-01T14:00:00Z,DE,300,2026-03-01T14:00:00Z")
+        board = board_of(specs({"DE": {"csv": path, "max_age": "1h"}, "SE": {"value": 40}}), None, clock)
+        hour_ns = 3_600 * 10**9
+        told = board.marks(NOW)
+        assert board.marks(NOW + hour_ns // 3) == told
+        assert board.marks(NOW + hour_ns) != told
+        written(tmp_path, "2026-03-01T14:00:00Z,DE,310,2026-03-01T14:00:00Z")
+        anew = board.marks(NOW)
+        assert anew != told
+        assert board.marks(NOW) == anew
+        Path(path).unlink()
+        assert board.marks(NOW) not in (told, anew)
+
     def test_a_figure_is_known_without_end_and_has_no_age(self, clock: FakeClock) -> None:
         board = board_of(specs({"DE": {"value": 350}}, {"DE": {"value": 200, "unit": "EUR/MWh"}}), None, clock)
         before = threading.active_count()

@@ -64,3 +64,12 @@ def test_a_key_is_not_shown_when_its_holder_is() -> None:
 def test_a_provider_without_keys_asks_for_none() -> None:
     (open_to_all,) = parse_signals({"carbon": {"GB": {"provider": "ukcarbonintensity"}}}, Path("/")).values()
     assert find_credentials(open_to_all, None, {}) == Credentials()
+
+
+def test_a_key_that_an_engine_keeps_is_named_by_its_connection() -> None:
+    named = spec("electricitymaps", key="conn:em_key")
+    assert named.key_conn == "em_key"
+    assert find_credentials(named, lambda given: Credentials(f"from {given.key_conn}"), {}).key == "from em_key"
+    problem = missing(named, {})
+    assert "em_key is kept by an engine" in problem.summary
+    assert "key_env" in problem.remedy

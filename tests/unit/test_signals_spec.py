@@ -87,6 +87,8 @@ def test_a_provider_brings_what_is_known_of_it() -> None:
         ({"carbon": {"DE": {"provider": "electricitymaps", "timeout": "2h"}}}, "timeout"),
         ({"carbon": {"DE": {"provider": "electricitymaps", "key_file": "key"}}}, "absolute"),
         ({"carbon": {"DE": {"provider": "electricitymaps", "key_file": "/k", "key_env": "K"}}}, "key_env and key_file"),
+        ({"carbon": {"DE": {"provider": "electricitymaps", "key": "conn:k", "key_env": "K"}}}, "key and key_env"),
+        ({"carbon": {"DE": {"provider": "electricitymaps", "key": "conn: "}}}, "only a connection"),
         ({"carbon": {"DE": {"provider": "electricitymaps", "allow_http": "yes"}}}, "true or false"),
         ({"carbon": {"DE": {"csv": ""}}}, "not a text"),
     ],
@@ -114,6 +116,13 @@ def test_an_unencrypted_address_is_for_the_loopback_or_for_those_who_say_so() ->
     assert "not encrypted" in refused({"carbon": {"DE": entry}}).summary
     assert parse({"DE": {**entry, "allow_http": True}})["carbon.DE"].url == "http://signals.internal"
     assert parse({"DE": {**entry, "url": "http://127.0.0.1:80/"}})["carbon.DE"].url == "http://127.0.0.1:80"
+
+
+def test_a_key_that_was_written_into_the_file_is_refused_and_not_repeated() -> None:
+    with pytest.raises(InputError) as caught:
+        parse({"DE": {"provider": "electricitymaps", "key": "hunter2"}})
+    assert "hunter2" not in str(caught.value)
+    assert 'key = "conn:NAME"' in caught.value.remedy
 
 
 def test_marginal_and_average_intensity_do_not_mix() -> None:
