@@ -40,10 +40,12 @@ test-core: .venv/core/.stamp  ## tests that need no engine
 	.venv/core/bin/python -m pytest -m alone
 
 test-prefect: .venv/prefect/.stamp  ## tests against a real Prefect server
-	.venv/prefect/bin/python -m pytest --numprocesses auto tests/prefect_engine tests/typing
+	.venv/prefect/bin/python -m pytest -m 'not alone' --numprocesses auto tests/prefect_engine tests/typing
+	.venv/prefect/bin/python -m pytest -m alone tests/prefect_engine
 
 test-prefect-oldest: .venv/prefect-oldest/.stamp  ## those that need no browser, on the oldest Prefect that is supported
-	.venv/prefect-oldest/bin/python -m pytest -m 'not chromium' --numprocesses auto tests/prefect_engine
+	.venv/prefect-oldest/bin/python -m pytest -m 'not chromium and not alone' --numprocesses auto tests/prefect_engine
+	.venv/prefect-oldest/bin/python -m pytest -m alone tests/prefect_engine
 
 test-airflow: .venv/airflow/.stamp  ## tests against a real Airflow
 	.venv/airflow/bin/python -m pytest -m 'not cluster' --numprocesses auto tests/airflow_engine

@@ -48,6 +48,10 @@ class EngineCpu:
             others_s=_engine_processes(proc_root),
         )
 
+    def holds(self, pid: int, start_ticks: int) -> bool:
+        """Whether a process's CPU seconds are in this reading."""
+        return pid == os.getpid() or (pid, start_ticks) in self.others_s
+
     def since(self, before: EngineCpu) -> EngineCpuSpent:
         """What was spent between ``before`` and this reading."""
         native_s = sum(max(0.0, now - before.native_s.get(tid, 0.0)) for tid, now in self.native_s.items())

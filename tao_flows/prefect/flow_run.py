@@ -95,26 +95,35 @@ class FlowWindow:
         if final:
             self._window = None
         tao, memory = self._tao, self._memory
-        spent = EngineCpu.read(tao.config.proc_root).since(self._cpu)
+        now = EngineCpu.read(tao.config.proc_root)
+        spent = now.since(self._cpu)
         body = CpuTime(self.body.cpu_s, "thread-clock", covers_children=False)
         ended = tao.meter.stop(window, keep_open=not final, cpu_s=body.cpu_s)
-        measured = [
-            task.measurement
+        tasks = [
+            task
             for task in settled_tasks(tao, memory)
             if task.measurement is not None
             and task.segment.host == memory.run.segment.host
             and task.started_wall_ns >= window.wall_ns
         ]
+        children_known = all(task.measurement.cpu.covers_children for task in tasks if task.measurement)
+        known_s = sum(
+            task.measurement.cpu_s or 0.0
+            for task in tasks
+            # Of a task in a process that is in no reading (``tao-flows meter`` in a child), nothing is to be taken off.
+            if task.measurement and (children_known or now.holds(task.segment.pid, task.segment.process_started))
+        )
         overhead_s = spent.overhead_s(
-            known_s=(body.cpu_s or 0.0) + sum(m.cpu_s or 0.0 for m in measured) + self._others_s(window.wall_ns),
-            children_known=all(m.cpu.covers_children for m in measured),
+            known_s=(body.cpu_s or 0.0) + known_s + self._others_s(window.wall_ns), children_known=children_known
         )
         # The process's memory is charged to the tasks in it; between them it is nobody's.
         use = TaskUse(body, overhead_cpu_s=overhead_s, resident_bytes=0)
         host = tao.meter.work_out(window, ended, use)
         record = HostAccount(
             host=memory.run.segment.host,
-            account=run_account(host.account, sum(m.energy.value_uj or 0 for m in measured)),
+            account=run_account(
+                host.account, sum(task.measurement.energy.value_uj or 0 for task in tasks if task.measurement)
+            ),
             wall_s=host.wall_s,
             window=self.name,
             events=host.events,

@@ -97,7 +97,7 @@ def grams(cluster: Cluster, *, better_in_s: float | None = None, **by_pool: floa
     time.sleep(1.0)
 
 
-def until(is_so: Callable[[], Any], timeout_s: float = 90.0) -> Any:
+def until(is_so: Callable[[], Any], timeout_s: float = 240.0) -> Any:
     give_up_s = time.monotonic() + timeout_s
     while not (found := is_so()):
         assert time.monotonic() < give_up_s

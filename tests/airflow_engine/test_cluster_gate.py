@@ -68,7 +68,7 @@ def ledger(cluster: Cluster) -> Iterator[Ledger]:
     opened.close()
 
 
-def until(is_so: Callable[[], Any], timeout_s: float = 90.0) -> Any:
+def until(is_so: Callable[[], Any], timeout_s: float = 240.0) -> Any:
     give_up_s = time.monotonic() + timeout_s
     while not (found := is_so()):
         assert time.monotonic() < give_up_s

@@ -59,7 +59,7 @@ def in_a_process(act) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def until(condition, timeout_s: float = 20.0) -> None:
+def until(condition, timeout_s: float = 60.0) -> None:
     give_up_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < give_up_s

@@ -93,6 +93,10 @@ class Site:
             )
         return log
 
+    def said(self) -> str:
+        """The ends of its processes' logs."""
+        return "\n".join(log.read_text(errors="replace")[-3000:] for log in sorted(self.folder.glob("log-*")))
+
     def close(self) -> None:
         """Ends the processes."""
         end(self.processes)

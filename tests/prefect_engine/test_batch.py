@@ -357,6 +357,7 @@ def run_script(how: str, folder: Path, ledger_path: Path, *more: str) -> tuple[d
     env = {**os.environ, "TAO_FLOWS_LEDGER": str(ledger_path), "PREFECT_LOCAL_STORAGE_PATH": str(folder / "results")}
     command = [sys.executable, str(FLOWS / "batches.py"), how, str(folder), *more]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert "Timeout (0:04:00)" not in done.stderr, done.stdout + done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
     return (json.loads(lines[0].removeprefix("FOUND ")) if lines else None), done.stdout + done.stderr
 

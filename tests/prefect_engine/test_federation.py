@@ -156,7 +156,10 @@ class Two:
             ledger = open_ledger(f"sqlite:///{self.a.folder}/ledger.db")
             try:
                 tasks = ledger.tasks(RunRef("prefect", "default", str(run.id)))
-                known = [(task, ledger.incidents(RunRef("prefect", "default", str(run.id)))) for task in tasks]
+                incidents = ledger.incidents(RunRef("prefect", "default", str(run.id)))
+                # A partner that is slow to answer is asked again.
+                lasting = [each for each in incidents if each.code != "PARTNER_UNREACHABLE"]
+                known = [(task, lasting) for task in tasks]
             finally:
                 ledger.close()
             done = [each for each in known if each[0].measurement is not None or each[1]]

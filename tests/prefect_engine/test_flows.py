@@ -189,10 +189,11 @@ def test_tasks_that_outlive_the_flow_are_in_the_report_in_the_end(ledger: Ledger
     assert (host.account.tasks_uj or 0) >= tasks_uj
 
 
+@pytest.mark.alone  # other tests' servers are engine, too
 def test_a_subflow_is_a_run_of_its_own_and_not_its_parents_overhead(ledger: Ledger) -> None:
     @tao_flow
     def child() -> None:
-        work(1.5)
+        work(3)
 
     @tao_flow
     def parent() -> None:
@@ -203,7 +204,7 @@ def test_a_subflow_is_a_run_of_its_own_and_not_its_parents_overhead(ledger: Ledg
     assert set(accounts) == {"parent", "child"}
     # What a server of Prefect's uses meanwhile is in both.
     overheads_s = {flow: account.overhead_cpu_s or 0 for flow, account in accounts.items()}
-    assert overheads_s["parent"] - overheads_s["child"] < 1.5, "the child's work is not the parent's overhead"
+    assert overheads_s["parent"] - overheads_s["child"] < 3, "the child's work is not the parent's overhead"
 
 
 def test_an_existing_flow_is_taken_over_and_keeps_its_hooks(ledger: Ledger) -> None:

@@ -197,16 +197,21 @@ def test_a_flow_leaves_a_dear_pool_ends_as_it_ends_elsewhere_and_comes_back_when
             async def are(*wanted: str) -> bool:
                 return [await state(run) for run in (well, badly, long)] == list(wanted)
 
-            seen: list[str] = []
+            seen: list[object] = []
 
             async def stays() -> bool:
+                runs = await runs_of(client, tags=["tao-flows:substitute"])
                 seen[:] = [await state(run) for run in (well, badly, long)]
-                runs = await runs_of(client, tags=["tao-flows:substitute"], active=True)
+                seen.extend((each.parameters, each.state_name, each.work_pool_name, each.tags) for each in runs)
                 return any(each.parameters.get("how") == "stay" and each.state_name == "Running" for each in runs)
 
-            await until(stays, lambda: f"the one that stays runs elsewhere; all are {seen}")
+            async def ended_so() -> bool:
+                await stays()
+                return await are("Completed", "Failed", "Cancelled")
+
+            await until(stays, lambda: f"the one that stays runs elsewhere; all are {seen}\n{here.said()}")
             await client.set_flow_run_state(long.id, Cancelling())
-            await until(lambda: are("Completed", "Failed", "Cancelled"), lambda: "three ends")
+            await until(ended_so, lambda: f"three ends; all are {seen}\n{here.said()}")
             ended = (await client.read_flow_run(well.id)).state
             assert ended is not None
             assert await ended.aresult() == GREEN

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ def work(folder: Path, number: int, killer: int = -1) -> Any:
         runs.write("x")
     if number == killer and not (folder / "died").exists():
         (folder / "died").touch()
+        # The runner's processes share a queue to their parent, and one that dies with its lock locks it for good.
+        time.sleep(1)
         os.kill(os.getpid(), signal.SIGKILL)
     if number == 1:
         raise ValueError(f"item {number}")
@@ -77,6 +81,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(240, exit=True)  # a process that hangs says where
     here = main.with_options(task_runner=runner_of(HOW))
     if len(sys.argv) > 3:  # the same flow run again, as a worker would start it
         with get_client(sync_client=True) as client:
