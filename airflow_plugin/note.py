@@ -7,6 +7,7 @@ from typing import Final
 from airflow_plugin._compat import change_note
 from tao_flows.ledger.seals import Seal
 from tao_flows.ledger.totals import RunTotals
+from tao_flows.report.text import percent
 from tao_flows.units import format_energy_interval
 
 MARK: Final = "tao-flows: "
@@ -27,7 +28,7 @@ def note_line(totals: RunTotals) -> str:
         if energy.coverage < 1:
             parts.append(f"{1 - energy.coverage:.0%} of the parts unknown")
     if totals.overhead_share is not None:
-        parts.append(f"overhead {totals.overhead_share:.0%}")
+        parts.append(f"overhead {percent(totals.overhead_share).replace(' %', '%')}")
     parts += [f"{number:,} {_WORDS.get(action, action)}" for action, number in sorted(totals.actions.items())]
     if totals.lost:
         parts.append(f"{totals.lost:,} lost")

@@ -235,12 +235,13 @@ class Cluster:
 
     def trigger(self, dag_id: str, conf: Mapping[str, object] | None = None) -> str:
         """Starts a run; its id."""
-        run = self.api("POST", f"/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf or {}})
+        run = self.api("POST", f"/dags/{quote(dag_id, safe='')}/dagRuns", {"logical_date": None, "conf": conf or {}})
         return str(run["dag_run_id"])
 
     def run_state(self, dag_id: str, run_id: str) -> str:
         """How a run stands."""
-        return str(self.api("GET", f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}")["state"])
+        path = f"/dags/{quote(dag_id, safe='')}/dagRuns/{quote(run_id, safe='')}"
+        return str(self.api("GET", path)["state"])
 
     def wait(self, dag_id: str, run_id: str, timeout_s: float = 180.0) -> str:
         """Waits for a run's end; its state."""
@@ -253,7 +254,7 @@ class Cluster:
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """The task instances of a run."""
-        path = f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances?limit=1000"
+        path = f"/dags/{quote(dag_id, safe='')}/dagRuns/{quote(run_id, safe='')}/taskInstances?limit=1000"
         return list(self.api("GET", path)["task_instances"])
 
     def sql(self, statement: str, *, database: str = "") -> list[tuple[Any, ...]]:

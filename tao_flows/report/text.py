@@ -65,6 +65,9 @@ def percent(share: float | None) -> str:
         return "unknown"
     if 0 < share < 0.001:
         return "< 0.1 %"
+    # Nearly all is not all: no share is rounded up to the whole.
+    if 0.995 <= share < 1:
+        return f"{min(share, 0.999) * 100:.1f} %"
     return f"{share * 100:.1f} %" if share < 0.0995 else f"{share * 100:.0f} %"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deferring import Site, all_are, until
 from nightly import nightly, release_when_waiting, settings
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -244,3 +245,23 @@ def test_the_pages_of_blocks_show_their_fields_and_no_secret(server: str, tmp_pa
         seen.page.goto(f"{seen.address}{ROOTS[ui]}/blocks/catalog/tao-carbon-signal/create")
         seen.page.get_by_text("Provider", exact=False).first.wait_for()
         seen.shot("block-form", tmp_path)
+
+
+@pytest.mark.parametrize("ui", list(ROOTS))
+def test_runs_that_wait_are_deferred_in_the_list(server: str, tmp_path: Path, ui: str) -> None:
+    site = Site(tmp_path, f"waiting-room-{ui}")
+    try:
+        deployment = site.set_up(kind="tao-process")
+        worker = site.worker()
+        ids = site.create(deployment, 3)
+        until(lambda: all_are(ids, "Deferred"), "all wait", worker)
+        with viewer(server, ui) as seen:
+            seen.page.goto(f"{seen.address}{ROOTS[ui]}/runs")
+            seen.page.get_by_text("Deferred", exact=True).first.wait_for()
+            assert seen.page.get_by_text("Deferred", exact=True).count() >= 3
+            seen.shot("deferred-runs", tmp_path)
+            seen.page.goto(f"{seen.address}{ROOTS[ui]}/runs/flow-run/{ids[0]}")
+            seen.page.get_by_text("Deferred", exact=True).first.wait_for()
+            seen.shot("deferred-run", tmp_path)
+    finally:
+        site.close()

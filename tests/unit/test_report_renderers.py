@@ -24,7 +24,7 @@ from tao_flows.report.model import RunReport, build_report
 from tao_flows.report.rows import FlowBody
 from tao_flows.report.tables import table_rows
 from tao_flows.report.terminal import print_report
-from tao_flows.report.text import cpu_text, inert, plain
+from tao_flows.report.text import cpu_text, inert, percent, plain
 
 S = 1_000_000_000
 T0 = 1_790_000_000 * S
@@ -408,3 +408,20 @@ def test_inert_text_of_an_ordinary_name_is_the_name(text: str) -> None:
 def test_inert_text_breaks_what_a_renderer_would_act_on_without_a_visible_change(text: str) -> None:
     assert inert(text) != text
     assert inert(text).replace("\u2060", "") == text
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        (None, "unknown"),
+        (0.0, "0.0 %"),
+        (0.0004, "< 0.1 %"),
+        (0.25, "25 %"),
+        (0.9936, "99 %"),
+        (0.9961, "99.6 %"),
+        (0.99999, "99.9 %"),
+        (1.0, "100 %"),
+    ],
+)
+def test_a_share_that_is_not_the_whole_is_never_said_to_be(share: float | None, said: str) -> None:
+    assert percent(share) == said
