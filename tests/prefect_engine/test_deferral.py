@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import prefect
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
@@ -162,6 +163,7 @@ def held(limit: str) -> int:
         return client.read_global_concurrency_limit_by_name(limit).active_slots
 
 
+@pytest.mark.skipif(prefect.__version__ < "3.8", reason="Prefect 3.7 tells nobody which slots a task holds")
 def test_a_task_that_waits_is_shown_as_deferred_and_leaves_its_slot_to_others(
     start: Start, env: dict[str, str], tmp_path: Path, waiting: DeferralStore
 ) -> None:
