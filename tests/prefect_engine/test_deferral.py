@@ -17,6 +17,7 @@ from typing import Any
 
 import prefect
 import pytest
+from packaging.version import Version
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
@@ -163,7 +164,9 @@ def held(limit: str) -> int:
         return client.read_global_concurrency_limit_by_name(limit).active_slots
 
 
-@pytest.mark.skipif(prefect.__version__ < "3.8", reason="Prefect 3.7 tells nobody which slots a task holds")
+@pytest.mark.skipif(
+    Version(prefect.__version__) < Version("3.8"), reason="Prefect 3.7 tells nobody which slots a task holds"
+)
 def test_a_task_that_waits_is_shown_as_deferred_and_leaves_its_slot_to_others(
     start: Start, env: dict[str, str], tmp_path: Path, waiting: DeferralStore
 ) -> None:
