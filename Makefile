@@ -39,17 +39,24 @@ test-core: .venv/core/.stamp  ## tests that need no engine
 	.venv/core/bin/python -m pytest -m 'not alone' --numprocesses auto
 	.venv/core/bin/python -m pytest -m alone
 
+# Servers, workers and browsers share two cores with each other, and some tests wait for seconds at most. What fails so is
+# said, and must then pass with the machine to itself.
+again = || $(1) -m pytest --last-failed --last-failed-no-failures none
+
 test-prefect: .venv/prefect/.stamp  ## tests against a real Prefect server
-	.venv/prefect/bin/python -m pytest -m 'not alone' --numprocesses auto tests/prefect_engine tests/typing
+	.venv/prefect/bin/python -m pytest -m 'not alone' --numprocesses auto tests/prefect_engine tests/typing \
+		$(call again,.venv/prefect/bin/python) -m 'not alone' tests/prefect_engine tests/typing
 	.venv/prefect/bin/python -m pytest -m alone tests/prefect_engine
 
 test-prefect-oldest: .venv/prefect-oldest/.stamp  ## those that need no browser, on the oldest Prefect that is supported
-	.venv/prefect-oldest/bin/python -m pytest -m 'not chromium and not alone' --numprocesses auto tests/prefect_engine
+	.venv/prefect-oldest/bin/python -m pytest -m 'not chromium and not alone' --numprocesses auto tests/prefect_engine \
+		$(call again,.venv/prefect-oldest/bin/python) -m 'not chromium and not alone' tests/prefect_engine
 	.venv/prefect-oldest/bin/python -m pytest -m alone tests/prefect_engine
 
 test-airflow: .venv/airflow/.stamp  ## tests against a real Airflow
 	.venv/airflow/bin/python -m pytest -m 'not cluster' --numprocesses auto tests/airflow_engine
-	.venv/airflow/bin/python -m pytest -m cluster tests/airflow_engine
+	.venv/airflow/bin/python -m pytest -m cluster tests/airflow_engine \
+		$(call again,.venv/airflow/bin/python) -m cluster tests/airflow_engine
 
 test-airflow-oldest: .venv/airflow-oldest/.stamp  ## those that need no cluster, on the oldest Airflow that is supported
 	@if .venv/airflow-oldest/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then \

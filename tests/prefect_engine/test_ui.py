@@ -91,6 +91,13 @@ class Viewer:
         self.page.wait_for_timeout(500)  # what is still being drawn
         self.page.screenshot(path=folder / f"{self.ui}-{name}.png", full_page=True)
 
+    def charts(self, number: int) -> Any:
+        """The charts of the page, once all of them are there: V2 puts them in after the headings."""
+        found = self.page.locator("img[src^='data:image/svg']")
+        found.nth(number - 1).wait_for(state="attached")
+        assert found.count() == number
+        return found
+
     def text(self) -> str:
         return str(self.page.locator("body").inner_text()).replace("\u00a0", " ")
 
@@ -172,12 +179,11 @@ def test_the_artifacts_of_a_run_show_its_joules_and_its_chart_and_break_nothing(
             assert energy_text(row.energy) in shown
             assert "estimated" in shown
         for line in ("tasks", "overhead", "idle", "unattributed"):
-            assert seen.page.locator("tr", has_text=line).count() >= 1
+            seen.page.locator("tr", has_text=line).first.wait_for()
         text = seen.text()  # V2 draws the page from the top: now all of it is there
         assert f"{energy_text(report.energy)}, estimated" in text
         assert format_energy(report.flow_body.energy.value_j if report.flow_body else None) in text
-        charts = seen.page.locator("img[src^='data:image/svg']")
-        assert charts.count() == 2
+        charts = seen.charts(2)
         for chart in charts.all():
             chart.scroll_into_view_if_needed()
             assert chart.is_visible()
@@ -206,15 +212,14 @@ def test_the_page_of_a_run_that_waited_shows_when_it_ran_what_else_was_weighed_a
     with viewer(server, ui) as seen:
         seen.artifact(ours["tao-energy-nightly"])
         seen.page.get_by_role("heading", name="When it ran").wait_for()
-        charts = seen.page.locator("img[src^='data:image/svg']")
-        assert charts.count() == 3, "energy, account and the time line"
+        charts = seen.charts(3)  # energy, account and the time line
         for chart in charts.all():
             chart.scroll_into_view_if_needed()
             assert chart.evaluate("image => image.complete && image.naturalWidth") > 0
         seen.page.get_by_role("heading", name="What was weighed").scroll_into_view_if_needed()
-        assert seen.page.locator("tr", has_text="chosen").count() == 1
-        assert seen.page.locator("tr", has_text="behind").count() >= 1
-        assert seen.page.locator("tr", has_text="night").count() >= 1
+        seen.page.locator("tr", has_text="chosen").wait_for()  # there is one, or it would be refused
+        seen.page.locator("tr", has_text="behind").first.wait_for()
+        seen.page.locator("tr", has_text="night").first.wait_for()
         wide = seen.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert wide <= 0, "nothing runs off the side of the page"
         seen.shot("decisions", tmp_path)
@@ -258,7 +263,7 @@ def test_runs_that_wait_are_deferred_in_the_list(server: str, tmp_path: Path, ui
         with viewer(server, ui) as seen:
             seen.page.goto(f"{seen.address}{ROOTS[ui]}/runs")
             seen.page.get_by_text("Deferred", exact=True).first.wait_for()
-            assert seen.page.get_by_text("Deferred", exact=True).count() >= 3
+            seen.page.get_by_text("Deferred", exact=True).nth(2).wait_for()
             seen.shot("deferred-runs", tmp_path)
             seen.page.goto(f"{seen.address}{ROOTS[ui]}/runs/flow-run/{ids[0]}")
             seen.page.get_by_text("Deferred", exact=True).first.wait_for()

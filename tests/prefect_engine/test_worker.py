@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from support import artifacts_of, burn, only_run, ref, tasks_of
 from tao_flows import tao_flow, tao_task
 from tao_flows.ledger import open_ledger
 from tao_flows.ledger.base import Ledger
-from tao_flows.records import TaskState
+from tao_flows.records import RunRecord, TaskRecord, TaskState
 from tao_flows.report.model import read_report
 
 FLOWS = Path(__file__).parent / "flows"
@@ -43,14 +43,18 @@ HASTE = {
 
 @pytest.fixture(scope="module")
 def worker(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A worker of a pool to which the flows are deployed; the value is its log."""
+    """A worker of a pool to which the flows are deployed; the value is its log, with the ledger of it all beside it.
+
+    The ledger is the worker's as well: on Prefect 3.7 it is the worker that calls the hooks of a killed run.
+    """
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
     log_path = tmp_path_factory.mktemp("worker") / "worker.log"
+    environment = {**os.environ, **HASTE, "TAO_FLOWS_LEDGER": str(log_path.with_name("ledger.db"))}
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            command, env={**os.environ, **HASTE}, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
         )
         try:
             for name in ("deployed", "suspended"):
@@ -77,6 +81,15 @@ class Begun:
     """Where the endless task writes its process's id."""
     log: Path
 
+    @property
+    def run(self) -> RunRecord:
+        (run,) = self.ledger.find_runs(str(self.run_id))
+        return run
+
+    @property
+    def tasks(self) -> Sequence[TaskRecord]:
+        return self.ledger.tasks(ref(self.run))
+
     def wait_for_the_endless_task(self) -> int:
         """The process's id."""
         until(self.said_at.exists, "the endless task", self.log)
@@ -87,21 +100,20 @@ class Begun:
 def runs(worker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Begun]]:
     """One run for each test, all at once: most of a run's time goes into starting its process."""
     begun = {}
+    ledger = open_ledger(str(worker.with_name("ledger.db")))
     for name in ("completed", "killed", "cancelled", "suspended"):
         folder = tmp_path_factory.mktemp(name)
         endless = {"said_at": str(folder / "pid")} if name in {"killed", "cancelled"} else {}
         run = run_deployment(
             "suspended/here" if name == "suspended" else "deployed/here",
             parameters=endless,
-            job_variables={"env": {"TAO_FLOWS_LEDGER": str(folder / "ledger.db")}},
             timeout=0,
             as_subflow=False,
         )
         assert isinstance(run, FlowRun)
-        begun[name] = Begun(run.id, open_ledger(str(folder / "ledger.db")), folder / "pid", worker)
+        begun[name] = Begun(run.id, ledger, folder / "pid", worker)
     yield begun
-    for each in begun.values():
-        each.ledger.close()
+    ledger.close()
 
 
 def until(seen: Callable[[], object], what: str, log: Path | None = None) -> None:
@@ -136,7 +148,7 @@ def test_a_deployed_run_is_recorded_under_its_work_pool_and_published(runs: dict
     begun = runs["completed"]
     ledger = begun.ledger
     page, rows = published(begun, "deployed", "completed")
-    run, (task,) = only_run(ledger), tasks_of(ledger)
+    run, (task,) = begun.run, begun.tasks
     assert (run.run_id, run.state, run.who.team) == (str(begun.run_id), "completed", "workers")
     assert run.segment.pid != os.getpid()
     assert (task.pool, task.state) == (POOL, TaskState.COMPLETED)
@@ -155,7 +167,7 @@ def test_a_killed_run_is_published_by_a_fresh_process_with_the_running_task_lost
     os.kill(begun.wait_for_the_endless_task(), signal.SIGKILL)
     page, rows = published(begun, "deployed", "crashed")
     until(lambda: state_of(begun.run_id) == "crashed", "the crash", begun.log)
-    run, tasks = only_run(begun.ledger), {task.key.task: task for task in tasks_of(begun.ledger)}
+    run, tasks = begun.run, {task.key.task: task for task in begun.tasks}
     assert run.state == "crashed"
     assert {name: task.state for name, task in tasks.items()} == {
         "work": TaskState.COMPLETED,
@@ -177,7 +189,7 @@ def test_a_cancelled_run_is_published_with_its_running_task_cancelled_and_its_ac
         client.set_flow_run_state(begun.run_id, Cancelling())
     page, rows = published(begun, "deployed", "cancelled")
     until(lambda: state_of(begun.run_id) == "cancelled", "the cancellation", begun.log)
-    run, tasks = only_run(begun.ledger), {task.key.task: task for task in tasks_of(begun.ledger)}
+    run, tasks = begun.run, {task.key.task: task for task in begun.tasks}
     assert run.state == "cancelled"
     assert {name: task.state for name, task in tasks.items()} == {
         "work": TaskState.COMPLETED,
@@ -195,16 +207,16 @@ def test_a_suspended_run_is_published_as_it_stands_and_resumes_into_one_whole_re
     ledger = begun.ledger
     _, rows = published(begun, "suspended", "suspended")
     assert set(rows) == {"work"}
-    before = only_run(ledger)
+    before = begun.run
     assert before.state == "suspended"
 
     resume_flow_run(begun.run_id)
     _, rows = published(begun, "suspended", "completed")
     assert {name: row["state"] for name, row in rows.items()} == {"work": "completed", "after": "completed"}
-    run = only_run(ledger)
+    run = begun.run
     assert run.state == "completed"
     assert run.segment.pid != before.segment.pid
-    assert len(tasks_of(ledger)) == 2, "what was done before comes from the cache, and is not metered again"
+    assert len(begun.tasks) == 2, "what was done before comes from the cache, and is not metered again"
     assert len(ledger.accounts(ref(run))) == 2, "each process has its own"
     report = read_report(ledger, run)
     assert before.ended_wall_ns
