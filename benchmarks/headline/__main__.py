@@ -14,10 +14,13 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.headline.coverage import measure_coverage
 from benchmarks.headline.instrument import Instrument, machine
 from benchmarks.headline.measuring import Cell, measure_cell
 from benchmarks.headline.page import write_page
@@ -89,6 +92,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, help="of everything, the sides in turns")
     parser.add_argument("--quick", action="store_true", help="Prefect, plain and enforced, once: under five minutes")
     parser.add_argument("--json", type=Path, help="where the figures go; written after each cell")
+    parser.add_argument("--more", action="store_true", help="add to what is in the file of --json; what is there stays")
     parser.add_argument("--from", dest="old", type=Path, help="measure nothing: read the figures of this file")
     parser.add_argument("--plots", type=Path, help="a folder for the pictures")
     parser.add_argument("--page", type=Path, help="where the page goes, such as docs/headline.md")
@@ -107,18 +111,12 @@ def parsed() -> argparse.Namespace:
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Measures every cell; what fails is noted and the rest goes on."""
-    found: dict[str, Any] = {
-        "schema": SCHEMA,
-        "command": " ".join(["python -m benchmarks.headline", *sys.argv[1:]]),
-        "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "cells": [],
-        "failed": [],
-    }
-    per_s = rounds_per_s()
     instrument = Instrument()
-    found |= {"rounds_per_s": per_s, "cpu_source": instrument.source}
+    found = _begun(given, instrument.source)
+    found["commands"].append(" ".join(["python -m benchmarks.headline", *sys.argv[1:]]))
+    per_s, there = found["rounds_per_s"], [_identity(cell) for cell in found["cells"]]
     cells = [cell for cell in cells_of(given) if _is_there(cell.engine, found["failed"])]
+    cells = [cell for cell in cells if _identity(json.loads(json.dumps(asdict(cell)))) not in there]
     for number, cell in enumerate(cells, 1):
         began_s = time.monotonic()
         print(f"[{number}/{len(cells)}] {cell}", end=" ", file=sys.stderr, flush=True)
@@ -132,6 +130,37 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         if given.json:
             given.json.write_text(json.dumps(found, indent=1) + "\n")
     return found
+
+
+def _begun(given: argparse.Namespace, cpu_source: str) -> dict[str, Any]:
+    """What the cells are added to: nothing yet, or what was measured before on the same machine.
+
+    Raises:
+        SystemExit: it was another machine's, or counted otherwise.
+    """
+    host = machine()
+    if given.more and given.json and given.json.exists():
+        found: dict[str, Any] = json.loads(given.json.read_text())
+        before, now = ({**one, "load_average": None} for one in (found["machine"], host))
+        if (before, found["cpu_source"], found["schema"]) != (now, cpu_source, SCHEMA):
+            sys.exit(f"{given.json} holds another machine's figures: name another file with --json")
+        return {**found, "failed": []}
+    return {
+        "schema": SCHEMA,
+        "commands": [],
+        "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": host,
+        "rounds_per_s": rounds_per_s(),
+        "cpu_source": cpu_source,
+        "coverage": measure_coverage(),
+        "cells": [],
+        "failed": [],
+    }
+
+
+def _identity(cell: Mapping[str, Any]) -> tuple[str, ...]:
+    """What was asked for, of a cell that was measured or is to be."""
+    return tuple(json.dumps(cell[field.name]) for field in fields(Cell))
 
 
 def _is_there(engine: str, failed: list[dict[str, str]]) -> bool:

@@ -14,7 +14,7 @@ from benchmarks.headline.instrument import Instrument
 from benchmarks.headline.sites import open_site
 from benchmarks.headline.work import Done, derive, read_log, rounds_of, write_spec
 
-STANDING_S: Final = 10.0
+STANDING_S: Final = 30.0
 """How long the engine is watched with nothing to do."""
 PATIENCE_S: Final = 3_600.0
 _LEAD_S: Final = 1.0

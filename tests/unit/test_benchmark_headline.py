@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 import sys
 import time
@@ -15,11 +16,18 @@ REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.headline import work  # noqa: E402
+from benchmarks.headline.__main__ import SCHEMA  # noqa: E402
+from benchmarks.headline.coverage import measure_coverage  # noqa: E402
 from benchmarks.headline.instrument import Instrument, machine  # noqa: E402
 from benchmarks.headline.page import write_page  # noqa: E402
 from benchmarks.headline.plots import write_plots  # noqa: E402
 from benchmarks.headline.summary import crossover, shown, summarised  # noqa: E402
 
+COVERAGE = {
+    "requests": 10, "seed": 1, "least_candidates": 50, "coverage": {"mean": 1.0, "least": 1.0},
+    "hypervolume_ratio": {"mean": 1.0, "least": 1.0}, "candidates": {"median": 60, "most": 80},
+    "front": {"median": 3, "most": 5},
+}  # fmt: skip
 BURN = "import sys, time\nsys.stdin.readline()\nwhile time.process_time() < 0.5: pass\nprint(flush=True); sys.stdin.readline()"
 
 
@@ -55,7 +63,7 @@ def cell(side: str, overhead_s: float, item_s: float = 0.001, kind: str = "rate"
 
 def figures(*cells: dict[str, Any]) -> dict[str, Any]:
     found = {
-        "command": "python -m benchmarks.headline", "began": "2026-11-24T00:00:00+00:00", "machine": machine(),
+        "commands": ["python -m benchmarks.headline"], "coverage": COVERAGE, "began": "2026-11-24T00:00:00+00:00", "machine": machine(),
         "cpu_source": "ebpf", "cells": list(cells), "failed": [],
     }  # fmt: skip
     return {**found, "summary": summarised(found["cells"])}
@@ -149,3 +157,20 @@ def test_pictures_are_drawn_of_what_there_is(tmp_path: Path) -> None:
     ]  # fmt: skip
     only_plain = copy.deepcopy(everything) | {"summary": summarised([cell("plain", 9.9)])}
     assert [path.stem for path in write_plots(only_plain, tmp_path / "other")] == ["headline-power"]
+
+
+def test_coverage_is_that_of_a_plain_search_of_every_pool_and_start() -> None:
+    found = measure_coverage(5)
+    assert found["coverage"] == {"mean": 1.0, "least": 1.0}
+    assert found["candidates"]["median"] >= found["least_candidates"]
+
+
+def test_figures_of_another_machine_are_not_added_to(tmp_path: Path) -> None:
+    there = tmp_path / "there.json"
+    text = json.dumps({**figures(), "schema": SCHEMA, "rounds_per_s": 1.0, "machine": {**machine(), "vcpus": 999}})
+    there.write_text(text)
+    command = [sys.executable, "-m", "benchmarks.headline", "--quick", "--more", "--json", str(there)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "holds another machine's figures" in done.stderr
+    assert there.read_text() == text
