@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from model_runs import MODEL, START, S, facts_of, put_decision, put_digits, put_run, put_task
+from page_reader import Page
 
 from tao_flows.figures import Quality
 from tao_flows.governance.annex_xi import annex_xi_support
@@ -31,23 +31,6 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
     opened = open_ledger(str(tmp_path / "ledger.db"))
     yield opened
     opened.close()
-
-
-class Page(HTMLParser):
-    """The tags of a page, and its words."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self._words: list[str] = []
-        self.feed(page)
-        self.text = " ".join(" ".join(self._words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self._words.append(data)
 
 
 def shown(facts: Facts, cover: Cover = COVER) -> Page:

@@ -7,13 +7,13 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 import typer
+from page_reader import Page
 from typer.testing import CliRunner
 
 from tao_flows.budget import EnergyBudget
@@ -53,26 +53,6 @@ SEGMENT = Segment("node-1", "boot", 1, 1)
 REF = RunRef("airflow", "default", "r1", "nightly")
 HOSTILE = "<script>alert(1)</script>\"'&\x1b\u202e"
 KWH = 3_600_000_000_000
-
-
-class Page(HTMLParser):
-    """The tags of a page, its words, and the attributes of each tag."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self._words: list[str] = []
-        self.feed(page)
-        self.text = " ".join(" ".join(self._words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self._words.append(data)
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 @pytest.fixture
