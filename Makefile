@@ -54,13 +54,15 @@ test-prefect-oldest: .venv/prefect-oldest/.stamp  ## those that need no browser,
 	.venv/prefect-oldest/bin/python -m pytest -m alone tests/prefect_engine
 
 test-airflow: .venv/airflow/.stamp  ## tests against a real Airflow
-	.venv/airflow/bin/python -m pytest -m 'not cluster' --numprocesses auto tests/airflow_engine
+	.venv/airflow/bin/python -m pytest -m 'not cluster' --numprocesses auto tests/airflow_engine \
+		$(call again,.venv/airflow/bin/python) -m 'not cluster' tests/airflow_engine
 	.venv/airflow/bin/python -m pytest -m cluster tests/airflow_engine \
 		$(call again,.venv/airflow/bin/python) -m cluster tests/airflow_engine
 
 test-airflow-oldest: .venv/airflow-oldest/.stamp  ## those that need no cluster, on the oldest Airflow that is supported
 	@if .venv/airflow-oldest/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then \
-		.venv/airflow-oldest/bin/python -m pytest -m 'not cluster and not chromium' --numprocesses auto tests/airflow_engine; \
+		.venv/airflow-oldest/bin/python -m pytest -m 'not cluster and not chromium' --numprocesses auto tests/airflow_engine \
+			$(call again,.venv/airflow-oldest/bin/python) -m 'not cluster and not chromium' tests/airflow_engine; \
 	else echo 'passed over: Airflow 3.0 does not run on Python 3.13'; fi
 
 bench: .venv/bench/.stamp  ## every benchmark, beside its peers

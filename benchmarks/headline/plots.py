@@ -36,6 +36,9 @@ def write_plots(found: Mapping[str, Any], folder: Path) -> list[Path]:
         title = "Active power saved against the plain engine, by CPU time of an item"
         drawings.append(Drawing("headline-reduction", title, _WIDTH, _HEIGHT, _lines_of(title, curve, 0.748)))
     at_rate = [row for row in summary["rows"] if row["kind"] == "rate"]
+    pairs = _pairs(at_rate)
+    if pairs:
+        drawings.append(_before_after(pairs))
     if at_rate:
         title = "Average watts of the node at a fixed rate of items (idle as estimated or calibrated)"
         drawings.append(_bars(title, at_rate))
@@ -90,6 +93,40 @@ def _lines_of(title: str, series: Series, mark: float) -> tuple[str, ...]:
         drawn.append(f'<circle cx="{_LEFT + room + 18}" cy="{y - 4}" r="4" fill="{colour}"/>')
         drawn.append(label(_LEFT + room + 28, y, name, ""))
     return tuple(drawn)
+
+
+def _pairs(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Of each engine and rate the plain side and the enforced one, at the shortest items that both have."""
+    by_side: dict[tuple[str, float], dict[float, dict[str, Mapping[str, Any]]]] = {}
+    for row in rows:
+        by_side.setdefault((row["engine"], row["rate"]), {}).setdefault(row["item_s"], {})[row["side"]] = row
+    found = []
+    for lengths in by_side.values():
+        both = [sides for _, sides in sorted(lengths.items()) if {"plain", "enforce"} <= sides.keys()]
+        found += [(sides["plain"], sides["enforce"]) for sides in both[:1]]
+    return found
+
+
+def _before_after(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Drawing:
+    """What the engine draws for the same items, without tao-flows and with it."""
+    title, left = "Active power of the engine for the same items, plain and under tao-flows (enforce)", 250
+    room = _WIDTH - left - 150
+    most_w = max(row["engine_w"]["median"] for pair in pairs for row in pair)
+    drawn, y = [label(0, 14, title, "")], 32
+    for before, after in pairs:
+        less = 1 - after["engine_w"]["median"] / before["engine_w"]["median"]
+        for row, said in ((before, ""), (after, f", {less:.0%} less")):
+            name = "plain" if row is before else "tao-flows"
+            items = f"{row['engine']}, {row['rate']:g}/s of {length(row['item_s'])}" if row is before else ""
+            drawn.append(label(0, y + 13, items, "soft"))
+            drawn.append(label(left - 8, y + 13, name, "", "end"))
+            watts = row["engine_w"]["median"]
+            width, kind = room * watts / most_w, "unattributed" if row is before else "tasks"
+            drawn.append(f'<rect class="{kind}" x="{left}" y="{y}" width="{width:.1f}" height="{_BAR}"/>')
+            drawn.append(label(left + width + 6, y + 13, f"{watts:.3f} W{said}", "num"))
+            y += _BAR + 4
+        y += 12
+    return Drawing("headline-before-after", title, _WIDTH, y, tuple(drawn))
 
 
 def _bars(title: str, rows: Sequence[Mapping[str, Any]]) -> Drawing:

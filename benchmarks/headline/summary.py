@@ -214,6 +214,27 @@ def rows_table(rows: Sequence[Row]) -> str:
     )
 
 
+def components_table(rows: Sequence[Row]) -> str:
+    """CPU seconds of the parts of each engine, and what each takes with nothing to do, as shares of a processor."""
+    head = ("engine, side", "items", "CPU s of each part", "with nothing to do, of a processor")
+    return table(
+        head,
+        [
+            (
+                f"{row['engine']}, {row['side']}",
+                f"{row['groups']} x {row['items']} of {length(row['item_s'])}",
+                ", ".join(f"{name} {spread['median']:.2f}" for name, spread in _by_size(row["cpu_s_by_component"])),
+                ", ".join(f"{name} {spread['median']:.2%}" for name, spread in _by_size(row["standing_by_component"])),
+            )
+            for row in rows
+        ],
+    )
+
+
+def _by_size(parts: Mapping[str, Row]) -> list[tuple[str, Row]]:
+    return sorted(parts.items(), key=lambda part: -float(part[1]["median"]))
+
+
 def reductions_table(reductions: Sequence[Row]) -> str:
     """What the sides save against the plain engine."""
     head = (

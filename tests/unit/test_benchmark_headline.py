@@ -153,7 +153,7 @@ def test_pictures_are_drawn_of_what_there_is(tmp_path: Path) -> None:
     sweep = [cell("plain", s, item_s=item_s, kind="sweep") for item_s, s in ((0.001, 5.0), (1.0, 5.0))]
     everything = figures(cell("plain", 9.9), cell("enforce", 1.0), *sweep)
     assert [path.stem for path in write_plots(everything, tmp_path)] == [
-        "headline-sweep", "headline-reduction", "headline-power",
+        "headline-sweep", "headline-reduction", "headline-before-after", "headline-power",
     ]  # fmt: skip
     only_plain = copy.deepcopy(everything) | {"summary": summarised([cell("plain", 9.9)])}
     assert [path.stem for path in write_plots(only_plain, tmp_path / "other")] == ["headline-power"]
