@@ -35,6 +35,8 @@ details.task>summary::before{content:"";position:absolute;left:2px;top:13px;widt
 border-width:0 1.6px 1.6px 0;transform:rotate(-45deg)}
 details.task[open]>summary::before{transform:rotate(45deg)} details.task>summary:hover{background:var(--wash)}
 details.task>summary:focus-visible{outline:2px solid var(--measured);outline-offset:-2px}
+@media (max-width:1080px){.rows{min-width:760px;font-size:13px} .row{gap:0 8px;padding-left:16px;
+grid-template-columns:minmax(96px,2fr) minmax(78px,1fr) 104px 100px 70px 54px 60px 50px minmax(78px,1.2fr)}}
 .nowrap{white-space:nowrap} .cards .badge{font-size:11px;padding:0 7px;margin:2px 0}
 .inside{scroll-margin-top:48px;padding:4px 0 14px 18px;border-bottom:1px solid var(--line);background:var(--wash)} .inside:target{box-shadow:inset 3px 0 0 var(--measured)} .inside p{margin:0 0 8px}
 .inside td,.inside th{padding:4px 8px;font-size:13px}
