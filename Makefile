@@ -6,7 +6,7 @@ UV := .venv/boot/bin/uv
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo airflow test lint test-core test-prefect test-prefect-oldest test-airflow test-airflow-oldest bench lock clean
+.PHONY: help demo airflow test lint test-core test-prefect test-prefect-oldest test-airflow test-airflow-oldest soak bench lock clean
 
 # The engines report usage to their makers unless told not to; a test run is nobody's usage.
 export DO_NOT_TRACK := 1
@@ -64,6 +64,10 @@ test-airflow-oldest: .venv/airflow-oldest/.stamp  ## those that need no cluster,
 		.venv/airflow-oldest/bin/python -m pytest -m 'not cluster and not chromium' --numprocesses auto tests/airflow_engine \
 			$(call again,.venv/airflow-oldest/bin/python) -m 'not cluster and not chromium' tests/airflow_engine; \
 	else echo 'passed over: Airflow 3.0 does not run on Python 3.13'; fi
+
+soak: .venv/prefect/.stamp .venv/airflow/.stamp  ## an hour of each engine while what it stands on is killed: TAO_FLOWS_SOAK_S=3600
+	TAO_FLOWS_SOAK_S=$${TAO_FLOWS_SOAK_S:-3600} .venv/prefect/bin/python -m pytest -s tests/prefect_engine/test_soak.py
+	TAO_FLOWS_SOAK_S=$${TAO_FLOWS_SOAK_S:-3600} .venv/airflow/bin/python -m pytest -s tests/airflow_engine/test_cluster_soak.py
 
 bench: .venv/bench/.stamp  ## every benchmark, beside its peers
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; .venv/bench/bin/python "$$script"; done

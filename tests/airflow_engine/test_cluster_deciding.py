@@ -6,6 +6,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,9 @@ runtime_s = {{ p50 = 2, p95 = 4 }}
 SOON = "import tao_flows.gather\ntao_flows.gather.SLOT_S = 5.0\n"
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    home = tmp_path_factory.mktemp("deciding")
+@contextmanager
+def deciding_cluster(home: Path, **more: Any) -> Iterator[Cluster]:
+    """An Airflow of two queues and a local executor whose tasks may wait and move."""
     try:
         made = Cluster(
             home,
@@ -64,6 +65,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
                 "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "40",
                 "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "5",
             },
+            **more,
         )
     except FileNotFoundError as missing:
         pytest.skip(str(missing))
@@ -74,6 +76,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     grams(made, normal=100, green=100, local=100)
     with made:
         made.wait_for_dags("moves", "resumes", "leaves", "hurries", "many", "patient")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with deciding_cluster(tmp_path_factory.mktemp("deciding")) as made:
         yield made
 
 

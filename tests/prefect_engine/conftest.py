@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,13 +44,29 @@ from tao_flows import runtime  # noqa: E402 - after the settings
 from tao_flows.ledger import open_ledger  # noqa: E402
 from tao_flows.ledger.base import Ledger  # noqa: E402
 
+_SERVERS: list[subprocess.Popen[bytes]] = []
+"""The one that is up, last."""
+
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """The API's address."""
-    process = begun_server()
+    _SERVERS.append(begun_server())
     yield API_URL
-    ended_server(process)
+    ended_server(_SERVERS.pop())
+
+
+@pytest.fixture
+def kill_server(server: str) -> Callable[[], None]:
+    """Kills the session's server and starts it anew; comes back when it answers."""
+
+    def kill() -> None:
+        gone = _SERVERS.pop()
+        gone.kill()
+        gone.wait()
+        _SERVERS.append(begun_server())
+
+    return kill
 
 
 def begun_server() -> subprocess.Popen[bytes]:
