@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +32,7 @@ and is watched for {standing_s:g} seconds with nothing to do. The account is tak
 CPU time of the engine's processes, with all that they start, by **{cpu_source}**. *Tasks* is what the items' own rounds
 took, by their threads' clocks; *overhead* is all else that the engine's processes took, tao-flows within them; *idle* is the
 node at rest; *unattributed* the rest of the machine, the instrument with it. Sides take turns; figures are medians, with
-the least and the most of {repetitions} repetitions.
+the least and the most of up to {repetitions} repetitions in brackets: one without brackets was measured once.
 
 Joules and watts are **{quality}**{model}. Shares and reductions of the engine's power are ratios of CPU seconds under that
 model, so that its coefficients cancel out of them; the node's are not, and hold only as far as the model does."""
@@ -68,6 +68,7 @@ def write_page(found: Mapping[str, Any], path: Path, plots: Path | None) -> None
         "## The paper's three figures",
         table(("the paper", "here", "verdict"), _verdicts(summary, found["coverage"])),
         _HOW,
+        _left(rows),
         *_picture(plots, path, "headline-before-after", "active power of the engine, plain and under tao-flows"),
         "## What is left of the saving as tasks grow",
         reductions_table(summary["reductions"]),
@@ -90,26 +91,21 @@ def write_page(found: Mapping[str, Any], path: Path, plots: Path | None) -> None
 
 
 def _verdicts(summary: Mapping[str, Any], coverage: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    plain = [row for row in summary["rows"] if row["side"] == "plain" and row["overhead_share"]]
-    top = max(plain, key=lambda row: float(row["overhead_share"]["median"]), default=None)
-    best = max(
-        (row for row in summary["reductions"] if row["side"] == "enforce" and row["engine_w_less"]),
-        key=lambda row: float(row["engine_w_less"]["median"]),
-        default=None,
-    )
-    overhead, less = ("not measured", "not measured"), ("not measured", "not measured")
-    if top is not None:
-        share = median(top["overhead_share"], ".2%")
-        said = f"{share} of CPU time ({top['engine']}, items of {length(top['item_s'])})"
-        overhead = said, _verdict(top["overhead_share"]["low"], PAPER_OVERHEAD) + _holds(summary)
-    if best is not None:
-        latency = median(best["latency_more_s"]["p99"])
-        said = (
-            f"{median(best['engine_w_less'], '.1%')} less active power of the engine ({best['engine']}, items of "
-            f"{length(best['item_s'])}, {best['rate']:g} a second), {best['lost']} items lost, {latency} s more latency at p99"
+    plain = _shortest(row for row in summary["rows"] if row["side"] == "plain" and row["overhead_share"])
+    less = _shortest(row for row in summary["reductions"] if row["side"] == "enforce" and row["engine_w_less"])
+    shares = [(_where(row), row["overhead_share"]["low"], median(row["overhead_share"], ".2%")) for row in plain]
+    savings = [
+        (
+            _where(row),
+            row["engine_w_less"]["low"],
+            f"{median(row['engine_w_less'], '.1%')}, {_latency(row)}, {row['lost']} lost",
         )
-        reason = "where overhead was " + median(best["plain_overhead_share"], ".1%") + " before"
-        less = said, f"{_verdict(best['engine_w_less']['low'], PAPER_LESS_POWER)}: {reason}"
+        for row in less
+    ]
+    overhead = _each(
+        shares, PAPER_OVERHEAD, "of the engine's CPU time: a matter of how long tasks are" + _halves(summary)
+    )
+    power = _each(savings, PAPER_LESS_POWER, "less active power of the engine, idle engine included")
     front = (
         (
             f"{coverage['coverage']['mean']:.2f} (least {coverage['coverage']['least']:.2f}), hypervolume ratio "
@@ -123,7 +119,7 @@ def _verdicts(summary: Mapping[str, Any], coverage: Mapping[str, Any]) -> list[t
     return [
         (f"{PAPER_OVERHEAD:.2%} of energy was overhead", *overhead),
         (f"{PAPER_COVERAGE:g} Pareto coverage", *front),
-        (f"{PAPER_LESS_POWER:.1%} lower power demand", *less),
+        (f"{PAPER_LESS_POWER:.1%} lower power demand", *power),
     ]
 
 
@@ -132,10 +128,47 @@ def _verdict(low: float, paper: float) -> str:
     return "exceeded" if low > paper else "reproduced" if round(low, 3) >= round(paper, 3) else "not reproduced"
 
 
-def _holds(summary: Mapping[str, Any]) -> str:
+def _shortest(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """At a fixed rate, those of the shortest items; of a sweep none, where there are others."""
+    known = list(rows)
+    at_rate = [row for row in known if row["rate"] is not None] or known
+    least = min((row["item_s"] for row in at_rate), default=0.0)
+    return [row for row in at_rate if row["item_s"] == least]
+
+
+def _where(row: Mapping[str, Any]) -> str:
+    return row["engine"] + ("" if row["rate"] is None else f" at {row['rate']:g} a second")
+
+
+def _latency(row: Mapping[str, Any]) -> str:
+    more_s = row["latency_more_s"]["p99"]["median"]
+    return f"p99 {abs(more_s):.2f} s {'later' if more_s > 0 else 'sooner'}"
+
+
+def _each(found: Sequence[tuple[str, float, str]], paper: float, what: str) -> tuple[str, str]:
+    """What was found on each engine, and the verdict on each."""
+    if not found:
+        return "not measured", "not measured"
+    verdicts: dict[str, list[str]] = {}
+    for where, low, _ in found:
+        verdicts.setdefault(_verdict(low, paper), []).append(where)
+    said = "; ".join(f"{where}: {figure}" for where, _, figure in found)
+    return f"{what}. {said}", "; ".join(f"{verdict} on {', '.join(where)}" for verdict, where in verdicts.items())
+
+
+def _left(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How much of what is left the engine takes with nothing to do."""
+    left = _shortest(row for row in rows if row["side"] == "enforce" and row["overhead_of_standing"])
+    said = ", ".join(f"{row['overhead_of_standing']['median']:.0%} on {_where(row)}" for row in left)
+    return (
+        f"Of the overhead that is left, the engine takes this with nothing to do: {said or 'not measured'}. Batches cannot "
+        "save that, which is why little is saved where few items come."
+    )
+
+
+def _halves(summary: Mapping[str, Any]) -> str:
     crossed = [each for each in summary["crossovers"] if each["side"] == "plain" and each["item_s"] is not None]
-    until = ", ".join(f"{each['engine']} {_about(each['item_s'])}" for each in crossed)
-    return f": a matter of how long tasks are; it is half at {until}" if until else ": a matter of how long tasks are"
+    return "".join(f", half at {_about(each['item_s'])} on {each['engine']}" for each in crossed)
 
 
 def _crossover(each: Mapping[str, Any]) -> str:
