@@ -73,6 +73,7 @@ def write_page(found: Mapping[str, Any], path: Path, plots: Path | None) -> None
         "## What is left of the saving as tasks grow",
         reductions_table(summary["reductions"]),
         *_picture(plots, path, "headline-reduction", "active power saved, by length of items"),
+        _watching(summary["reductions"]),
         "## Overhead by length of items",
         *[_crossover(each) for each in summary["crossovers"]],
         *_picture(plots, path, "headline-sweep", "share of overhead, by length of items"),
@@ -164,6 +165,19 @@ def _left(rows: Sequence[Mapping[str, Any]]) -> str:
         f"Of the overhead that is left, the engine takes this with nothing to do: {said or 'not measured'}. Batches cannot "
         "save that, which is why little is saved where few items come."
     )
+
+
+def _watching(reductions: Sequence[Mapping[str, Any]]) -> str:
+    """What the sides cost that act on nothing."""
+    found = [row for row in reductions if row["side"] in {"observe", "advise"} and row["engine_w_less"]]
+    said = ", ".join(f"{row['side']} {-row['engine_w_less']['median']:+.0%} on {_where(row)}" for row in found)
+    text = f"What *observe* and *advise* add to the engine's power, acting on nothing: {said or 'not measured'}."
+    if any(row["engine_w_less"]["median"] > 0 for row in found):
+        text += (
+            " Where that is less than nothing, why was not established: it may be that what our plugin has loaded in the "
+            "scheduler need not be loaded by each task's process. The saving of *enforce* there has that in it."
+        )
+    return text
 
 
 def _halves(summary: Mapping[str, Any]) -> str:
