@@ -8,6 +8,7 @@ whoever looks next finds the run pending under ``OURS``, and finishes it.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -49,6 +50,8 @@ _PAGE: Final = 200
 _PAGES: Final = 5
 _LOOK_BACK: Final = timedelta(minutes=10)
 """A run that was due longer ago has waited already: it is for the worker."""
+_SLOT_PAUSES_S: Final = (0.1, 0.3)
+"""A run that is ours has a slot of its deployment, for two calls: another run of it finds that free again right after."""
 _SLOW_S: Final = 1.0
 """Two steps that took longer are looked at again: somebody may have come between."""
 
@@ -140,13 +143,18 @@ class Api:
             ApiPaused: it does not answer; the run may be ours all the same.
         """
         state: State[Any] = Pending(message=f"{OURS} being put off, or brought forward")
-        try:
-            said = await self.call(lambda: self.client.set_flow_run_state(run_id, state))
-        except ObjectNotFound:
-            return None
-        # Else it is somebody's, whose state is then told, or waits for a slot of its deployment, or is over for want of one.
-        accepted = said.status is SetStateStatus.ACCEPT and said.state is not None and is_taken(said.state)
-        return said.state if accepted else None
+        for pause_s in (*_SLOT_PAUSES_S, None):
+            try:
+                said = await self.call(lambda: self.client.set_flow_run_state(run_id, state))
+            except ObjectNotFound:
+                return None
+            # Else it is somebody's, whose state is then told, or waits for a slot of its deployment, or is over for want of one.
+            if said.status is SetStateStatus.ACCEPT and said.state is not None and is_taken(said.state):
+                return said.state
+            if pause_s is None or said.state is None or said.state.name != "AwaitingConcurrencySlot":
+                break
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+        return None
 
     async def give(self, run_id: UUID, start_wall_ns: int | None, message: str) -> None:
         """The second step: hands a run that is ours back to the server, which hands it to a worker at its time.
