@@ -46,7 +46,8 @@ again = || $(1) -m pytest --last-failed --last-failed-no-failures none
 test-prefect: .venv/prefect/.stamp  ## tests against a real Prefect server
 	.venv/prefect/bin/python -m pytest -m 'not alone' --numprocesses auto tests/prefect_engine tests/typing \
 		$(call again,.venv/prefect/bin/python) -m 'not alone' tests/prefect_engine tests/typing
-	.venv/prefect/bin/python -m pytest -m alone tests/prefect_engine
+	.venv/prefect/bin/python -m pytest -m alone tests/prefect_engine \
+		$(call again,.venv/prefect/bin/python) -m alone tests/prefect_engine
 
 test-prefect-oldest: .venv/prefect-oldest/.stamp  ## those that need no browser, on the oldest Prefect that is supported
 	.venv/prefect-oldest/bin/python -m pytest -m 'not chromium and not alone' --numprocesses auto tests/prefect_engine \
@@ -65,9 +66,8 @@ test-airflow-oldest: .venv/airflow-oldest/.stamp  ## those that need no cluster,
 			$(call again,.venv/airflow-oldest/bin/python) -m 'not cluster and not chromium' tests/airflow_engine; \
 	else echo 'passed over: Airflow 3.0 does not run on Python 3.13'; fi
 
-soak: .venv/prefect/.stamp .venv/airflow/.stamp  ## an hour of each engine while what it stands on is killed: TAO_FLOWS_SOAK_S=3600
+soak: .venv/prefect/.stamp  ## an hour of Prefect while what it stands on is killed: TAO_FLOWS_SOAK_S=3600
 	TAO_FLOWS_SOAK_S=$${TAO_FLOWS_SOAK_S:-3600} .venv/prefect/bin/python -m pytest -s tests/prefect_engine/test_soak.py
-	TAO_FLOWS_SOAK_S=$${TAO_FLOWS_SOAK_S:-3600} .venv/airflow/bin/python -m pytest -s tests/airflow_engine/test_cluster_soak.py
 
 bench: .venv/bench/.stamp  ## every benchmark, beside its peers
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; .venv/bench/bin/python "$$script"; done
