@@ -1,7 +1,7 @@
 """Flow runs of all kinds while whatever they stand on is killed: none is lost, doubled, or failed by us.
 
 A minute here; ``make soak`` runs an hour. The ledger is a file, which another holds now and then. A full disk and clocks that jump have tests of their own (``test_faults.py``,
-``test_controller.py``, ``tests/unit/test_clock.py``).
+``test_controller.py``).
 """
 
 from __future__ import annotations
