@@ -21,7 +21,7 @@ _FRAME = re.compile(r'^\s+File "([^"]+)", line \d+')
 
 
 def soak(work: Callable[[int], None], troubles: Mapping[str, Callable[[], None]], most_rest_s: float) -> Counter[str]:
-    """Gives work and breaks things in turns, for ``SOAK_S``, each kind of trouble as often as the others.
+    """Gives work and breaks things in turns, for ``SOAK_S`` and until each kind of trouble was had, all equally often.
 
     Args:
         work: gives work; its number counts up.
@@ -30,7 +30,7 @@ def soak(work: Callable[[int], None], troubles: Mapping[str, Callable[[], None]]
     """
     rng, had = random.Random(SEED), Counter[str]()
     begun_s, kinds, number = time.monotonic(), list[str](), 0
-    while time.monotonic() - begun_s < SOAK_S:
+    while time.monotonic() - begun_s < SOAK_S or set(had) != set(troubles):
         work(number)
         kinds = kinds or rng.sample(sorted(troubles), len(troubles))
         kind = kinds.pop()
